@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# What to type: `make help`.  The work is done by scripts/, each of which has a
+# usage text.  Parameters: KSRC=/path/to/linux-6.12.y instead of Debian's source.
+
+MAKEFLAGS += --no-print-directory
+export KSRC PATCH FILE
+
+help:		## show this list
+	@sed -n 's/^\([a-z_.-]*\):[^#]*## /\1\t/p' Makefile | expand -t 24
+
+setup:		## install the Debian packages that are missing
+	@scripts/setup
+
+demo: kernel programs	## build all and run the snapshot demonstration in the guest
+	@scripts/demo
+
+check: kernel kernel-vanilla programs	## run every test; ends with N passed, N failed, N skipped
+	@scripts/check normal
+
+check-debug: kernel-debug programs	## run the tests on the debug kernel
+	@scripts/check debug
+
+bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/
+	@scripts/bench
+
+shell: kernel programs	## a shell in the guest (Ctrl-A x ends the machine)
+	@scripts/guest --timeout 0 -- bash
+
+gdb: kernel	## gdb on a guest that waits at its first instruction
+	@scripts/gdb
+
+kernel: setup	## build the kernel with our patches
+	@scripts/build normal
+
+kernel-debug: setup	## build it with every checker on
+	@scripts/build debug
+
+kernel-vanilla: setup	## build it without our patches
+	@scripts/build vanilla
+
+programs: setup	## build tests, samples and benchmarks for the guest
+	@scripts/prepare
+	@$(MAKE) -f scripts/programs.mk -j2
+
+refresh:	## bring edits in build/linux back (PATCH=name FILE=path for a new hook)
+	@scripts/tree refresh
+
+series: setup	## write the series as git am-able mails to out/
+	@scripts/series out
+
+lint: kernel	## checkpatch, sparse, W=1, kernel-doc, shellcheck, SPDX
+	@scripts/lint
+
+compile_commands.json: kernel	## for editors
+	@scripts/compile-commands
+
+clean:		## remove everything that was built
+	rm -rf build out compile_commands.json
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check check-debug bench shell gdb kernel kernel-debug \
+	kernel-vanilla programs refresh series lint compile_commands.json clean

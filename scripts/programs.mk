@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# The programs that run in the guest, in build/bin: tests, samples, benchmarks,
+# and those of the kernel's own selftests that must give the same results as on
+# a kernel without our patches.  Usage: make -f scripts/programs.mk (make programs).
+
+TOP := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/..)
+LINUX := $(TOP)/build/linux
+SELF := $(LINUX)/tools/testing/selftests
+HDR := $(TOP)/build/usr/include
+BIN := $(TOP)/build/bin
+
+CC := ccache gcc
+CFLAGS := -fmax-errors=3 -O2 -g -Wall -pthread -D_GNU_SOURCE -U_FORTIFY_SOURCE
+CPPFLAGS := -MMD -MP -isystem $(HDR) -I$(SELF)
+LDLIBS := -Wl,--as-needed -luring -lnuma -lcap -lrt -lm
+
+# Ours are compiled where they are in the kernel tree: they include its headers.
+OURS := $(patsubst $(TOP)/tools/testing/selftests/memfd/%.c,%, \
+	$(wildcard $(TOP)/tools/testing/selftests/memfd/memfd_protect*_test.c))
+BENCH := $(patsubst $(TOP)/bench/%.c,%,$(wildcard $(TOP)/bench/*.c))
+MM := uffd-unit-tests mkdirty madv_populate
+SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
+
+all: $(addprefix $(BIN)/,$(OURS) $(BENCH) memfd_test $(MM)) $(SAMPLES)
+
+$(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
+	$(CC) $(CPPFLAGS) -Wextra -Wno-unused-parameter -Wno-sign-compare \
+		-Wno-missing-field-initializers $(CFLAGS) -o $@ $< $(LDLIBS)
+
+$(BENCH:%=$(BIN)/%): $(BIN)/%: $(TOP)/bench/%.c $(HDR)/.installed | $(BIN)
+	$(CC) $(CPPFLAGS) -Wextra $(CFLAGS) -o $@ $< $(LDLIBS)
+
+$(BIN)/memfd_test: $(SELF)/memfd/memfd_test.c $(SELF)/memfd/common.c $(HDR)/.installed | $(BIN)
+	$(CC) -isystem $(HDR) $(CFLAGS) -D_FILE_OFFSET_BITS=64 -w -o $@ $(filter %.c,$^) $(LDLIBS)
+
+$(MM:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(HDR)/.installed | $(BIN)
+	$(CC) -isystem $(HDR) -I$(LINUX) -idirafter $(LINUX)/tools/include/uapi $(CFLAGS) -w \
+		-o $@ $(filter %.c,$^) $(LDLIBS)
+$(BIN)/uffd-unit-tests: $(SELF)/mm/uffd-common.c
+$(MM:%=$(BIN)/%): $(SELF)/mm/vm_util.c $(SELF)/mm/thp_settings.c
+
+samples: $(HDR)/.installed | $(BIN)
+	@$(MAKE) -C $(TOP)/samples/memfd_protect UAPI=$(HDR) OUT=$(BIN)
+
+# Headers keep their times when they do not change.
+$(HDR)/.installed: FORCE
+	@$(MAKE) -s -C $(LINUX) O=$(LINUX)/obj-headers INSTALL_HDR_PATH=$(TOP)/build/headers \
+		headers_install >/dev/null
+	@mkdir -p $(HDR)
+	@rsync -rc --delete --exclude=.installed --itemize-changes \
+		$(TOP)/build/headers/include/ $(HDR)/ | grep -q . && touch $@ || [ -e $@ ] || touch $@
+
+$(BIN):
+	@mkdir -p $@
+
+FORCE:
+.PHONY: all samples FORCE
+.SILENT:
+-include $(wildcard $(BIN)/*.d)
