@@ -44,7 +44,7 @@ programs: setup	## build tests, samples and benchmarks for the guest
 	@$(MAKE) -f scripts/programs.mk -j2
 
 refresh:	## bring edits in build/linux back (PATCH=name FILE=path for a new hook)
-	@scripts/tree refresh
+	@flock build/.lock scripts/tree refresh
 
 series: setup	## write the series as git am-able mails to out/
 	@scripts/series out
