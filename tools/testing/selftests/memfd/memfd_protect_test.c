@@ -2789,4 +2789,234 @@ TEST_F(file, pid_not_visible)
 	writer_free(&w);
 }
 
+/* Part 15: what the system sees of it */
+
+/* The number behind a key in a fdinfo file, or -1 */
+static long fdinfo(int fd, const char *key)
+{
+	char path[64], text[4096], *line;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	if (!read_file(path, text, sizeof(text)))
+		return -1;
+	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+		size_t len = strlen(key);
+
+		if (!strncmp(line, key, len) && line[len] == ':')
+			return strtol(line + len + 1, NULL, 10);
+	}
+	return -1;
+}
+
+static void check_fdinfo(struct __test_metadata *_metadata, int fd,
+			 long ranges[3], long waiters, long pending)
+{
+	EXPECT_EQ(ranges[MEMFD_PROTECT_WAIT], fdinfo(fd, "protect_wait"));
+	EXPECT_EQ(ranges[MEMFD_PROTECT_ASYNC], fdinfo(fd, "protect_async"));
+	EXPECT_EQ(ranges[MEMFD_PROTECT_DENY], fdinfo(fd, "protect_deny"));
+	EXPECT_EQ(waiters, fdinfo(fd, "waiters"));
+	EXPECT_EQ(pending, fdinfo(fd, "pending"));
+}
+
+/* The memfd and its event fd tell the same */
+TEST_F(file, fdinfo)
+{
+	struct op op = op_at(self, 3, 1);
+	long none[3] = { 0, 0, 0 }, some[3] = { 1, 0, 2 };
+	struct memfd_event ev;
+	struct writer w, w2;
+	int plain;
+
+	check_fdinfo(_metadata, self->fd, none, 0, 0);
+	check_fdinfo(_metadata, self->nfd, none, 0, 0);
+	ASSERT_EQ(0, protect_pages(self->fd, 2, 4, MEMFD_PROTECT_WAIT));
+	ASSERT_EQ(0, protect_pages(self->fd, 10, 1, MEMFD_PROTECT_DENY));
+	ASSERT_EQ(0, protect_pages(self->fd, 12, 3, MEMFD_PROTECT_DENY));
+	ASSERT_TRUE(writer_start(&w, self->nfd, op_store, &op));
+	ASSERT_TRUE(writer_start(&w2, self->nfd, op_store, &op));
+	ASSERT_TRUE(writer_sleeps(&w));
+	ASSERT_TRUE(writer_sleeps(&w2));
+	check_fdinfo(_metadata, self->fd, some, 2, 1);
+	check_fdinfo(_metadata, self->nfd, some, 2, 1);
+	EXPECT_EQ(1, fdinfo(self->nfd, "unread"));
+	ASSERT_TRUE(read_event(self->nfd, &ev));
+	EXPECT_EQ(0, fdinfo(self->nfd, "unread"));
+	EXPECT_EQ(1, fdinfo(self->nfd, "pending"));
+	ASSERT_EQ(0, unprotect_pages(self->fd, 0, 0));
+	EXPECT_TRUE(writer_finishes(&w));
+	EXPECT_TRUE(writer_finishes(&w2));
+	check_fdinfo(_metadata, self->fd, none, 0, 0);
+	check_fdinfo(_metadata, self->nfd, none, 0, 0);
+	writer_free(&w);
+	writer_free(&w2);
+
+	/* Nothing is added where nothing is to be said */
+	plain = sys_memfd_create(MFD_CLOEXEC);
+	EXPECT_EQ(-1, fdinfo(plain, "protect_wait"));
+	EXPECT_LE(0, fdinfo(plain, "pos"));
+	close(plain);
+}
+
+TEST_F(file, fdinfo_log)
+{
+	long async[3] = { 0, 1, 0 };
+	struct memfd_range range;
+
+	if (!(features(self->nfd) & MEMFD_FEATURE_ASYNC))
+		SKIP(return, "no ASYNC");
+	ASSERT_EQ(0, protect_pages(self->fd, 4, 8, MEMFD_PROTECT_ASYNC));
+	check_fdinfo(_metadata, self->fd, async, 0, 0);
+	EXPECT_EQ(0, fdinfo(self->fd, "log_pages"));
+	EXPECT_EQ(0, fdinfo(self->fd, "log_bytes"))
+		TH_LOG("a clean log costs nothing");
+	self->map[5 * self->page] = NEW_BYTE;
+	self->map[6 * self->page] = NEW_BYTE;
+	EXPECT_EQ(2, fdinfo(self->fd, "log_pages"));
+	EXPECT_EQ(1, fdinfo(self->nfd, "log_ranges"));
+	EXPECT_EQ(1, scan_range(self->nfd, 0, 0, &range, 1,
+				MEMFD_SCAN_REPROTECT, NULL));
+	EXPECT_EQ(0, fdinfo(self->fd, "log_pages"));
+	EXPECT_EQ(0, fdinfo(self->fd, "log_bytes"));
+	check_fdinfo(_metadata, self->fd, async, 0, 0);
+}
+
+#define CGROUP_ROOT	"/sys/fs/cgroup"
+#define CGROUP_TEST	CGROUP_ROOT "/memfd_protect_test"
+
+static bool cgroup_make(void)
+{
+	write_file(CGROUP_ROOT "/cgroup.subtree_control", "+memory");
+	return !mkdir(CGROUP_TEST, 0755) || errno == EEXIST;
+}
+
+static bool cgroup_put(const char *cgroup, pid_t pid)
+{
+	char path[128], text[16];
+
+	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+	snprintf(text, sizeof(text), "%d", pid);
+	return write_file(path, text);
+}
+
+static bool cgroup_frozen(bool wanted)
+{
+	uint64_t end = now_ns() + LONG_MS * 1000000ULL;
+	const char *text = wanted ? "frozen 1" : "frozen 0";
+	char buf[256];
+
+	while (now_ns() < end) {
+		if (read_file(CGROUP_TEST "/cgroup.events", buf, sizeof(buf)) &&
+		    strstr(buf, text))
+			return true;
+		usleep(1000);
+	}
+	return false;
+}
+
+/* Two that wait: a store in page 3, a write of page 4 */
+static void start_two(struct __test_metadata *_metadata,
+		      FIXTURE_DATA(file) *self, struct op *ops,
+		      struct writer *w)
+{
+	ops[0] = op_at(self, 3, 1);
+	ops[1] = op_at(self, 4, 1);
+	ASSERT_EQ(0, protect_pages(self->fd, 3, 2, MEMFD_PROTECT_WAIT));
+	ASSERT_TRUE(writer_start(&w[0], self->nfd, op_store, &ops[0]));
+	ASSERT_TRUE(writer_start(&w[1], self->nfd, op_write, &ops[1]));
+	ASSERT_TRUE(writer_sleeps(&w[0]));
+	ASSERT_TRUE(writer_sleeps(&w[1]));
+}
+
+static void finish_two(struct __test_metadata *_metadata,
+		       FIXTURE_DATA(file) *self, struct writer *w)
+{
+	for (int i = 0; i < 2; i++)
+		EXPECT_TRUE(writer_blocks(&w[i]));
+	EXPECT_TRUE(file_filled_with(self->fd, 3, 2, OLD_BYTE));
+	EXPECT_EQ(0, unprotect_pages(self->fd, 3, 2));
+	for (int i = 0; i < 2; i++) {
+		EXPECT_TRUE(writer_finishes(&w[i]));
+		EXPECT_EQ(0, w[i].out->sig);
+		EXPECT_LT(0, w[i].out->ret);
+		writer_free(&w[i]);
+	}
+}
+
+/* Waiters freeze with their cgroup, and thaw as waiters */
+TEST_F(file, cgroup_freezes_waiters)
+{
+	struct writer w[2];
+	struct op ops[2];
+
+	if (!cgroup_make() || access(CGROUP_TEST "/cgroup.freeze", W_OK))
+		SKIP(return, "no cgroup freezer");
+	start_two(_metadata, self, ops, w);
+	ASSERT_TRUE(cgroup_put(CGROUP_TEST, w[0].pid));
+	ASSERT_TRUE(cgroup_put(CGROUP_TEST, w[1].pid));
+	ASSERT_TRUE(write_file(CGROUP_TEST "/cgroup.freeze", "1"));
+	EXPECT_TRUE(cgroup_frozen(true));
+	ASSERT_TRUE(write_file(CGROUP_TEST "/cgroup.freeze", "0"));
+	EXPECT_TRUE(cgroup_frozen(false));
+	finish_two(_metadata, self, w);
+	rmdir(CGROUP_TEST);
+}
+
+/* They freeze for suspend: the freezer is tested, nothing else of it */
+TEST_F(file, suspend_freezes_waiters)
+{
+	struct writer w[2];
+	struct op ops[2];
+	bool done;
+
+	write_file("/sys/module/suspend/parameters/pm_test_delay", "0");
+	if (!write_file("/sys/power/pm_test", "freezer"))
+		SKIP(return, "no CONFIG_PM_DEBUG");
+	start_two(_metadata, self, ops, w);
+	done = write_file("/sys/power/state", "freeze") ||
+	       write_file("/sys/power/state", "mem");
+	write_file("/sys/power/pm_test", "none");
+	EXPECT_TRUE(done) TH_LOG("suspend: %m");
+	finish_two(_metadata, self, w);
+}
+
+static long cgroup_memory(void)
+{
+	char text[32];
+
+	if (!read_file(CGROUP_TEST "/memory.current", text, sizeof(text)))
+		return -1;
+	return strtol(text, NULL, 10);
+}
+
+/* Ranges are charged to the caller's memory cgroup, and given back */
+TEST_F(file, ranges_are_charged)
+{
+	const size_t nr = 1 << 20;
+	long before, during, after, bytes;
+
+	if (!cgroup_make() || !cgroup_put(CGROUP_TEST, getpid()) ||
+	    cgroup_memory() < 0)
+		SKIP(return, "no memory cgroup");
+	ASSERT_EQ(0, protect_pages(self->fd, 0, 1, MEMFD_PROTECT_DENY));
+	before = cgroup_memory();
+	/* Far apart, so that nothing is shared between them */
+	for (size_t i = 0; i < 1024; i++)
+		ASSERT_EQ(0, protect_pages(self->fd, i * nr, 1,
+					   MEMFD_PROTECT_DENY));
+	during = cgroup_memory();
+	bytes = fdinfo(self->fd, "protect_bytes");
+	TH_LOG("%ld bytes in 1024 ranges, charged %ld", bytes, during - before);
+	EXPECT_LT(bytes / 2, during - before);
+	ASSERT_EQ(0, unprotect_pages(self->fd, 0, 0));
+	for (int i = 0; i < 100; i++) {
+		after = cgroup_memory();
+		if (after < during - bytes / 2)
+			break;
+		sleep_ms(20);
+	}
+	EXPECT_GT(during - bytes / 2, after);
+	cgroup_put(CGROUP_ROOT, getpid());
+	rmdir(CGROUP_TEST);
+}
+
 TEST_HARNESS_MAIN
