@@ -17,7 +17,7 @@ LDLIBS := -Wl,--as-needed -luring -lnuma -lcap -lrt -lm
 
 # Ours are compiled where they are in the kernel tree: they include its headers.
 OURS := $(patsubst $(TOP)/tools/testing/selftests/memfd/%.c,%, \
-	$(wildcard $(TOP)/tools/testing/selftests/memfd/memfd_protect*_test.c))
+	$(wildcard $(TOP)/tools/testing/selftests/memfd/memfd_protect*.c))
 BENCH := $(patsubst $(TOP)/bench/%.c,%,$(wildcard $(TOP)/bench/*.c))
 MM := uffd-unit-tests mkdirty madv_populate
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
@@ -26,7 +26,7 @@ all: $(addprefix $(BIN)/,$(OURS) $(BENCH) memfd_test $(MM)) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) -Wextra -Wno-unused-parameter -Wno-sign-compare \
-		-Wno-missing-field-initializers $(CFLAGS) -o $@ $< $(LDLIBS)
+		-Wno-missing-field-initializers -Wno-clobbered $(CFLAGS) -o $@ $< $(LDLIBS)
 
 $(BENCH:%=$(BIN)/%): $(BIN)/%: $(TOP)/bench/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) -Wextra $(CFLAGS) -o $@ $< $(LDLIBS)
