@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <linux/memfd_protect.h>
+#include <linux/memfd.h>
 
 #include "sga.h"
 

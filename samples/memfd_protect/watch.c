@@ -18,7 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <linux/memfd_protect.h>
+#include <linux/memfd.h>
 
 #ifndef __NR_memfd_protect
 #define __NR_memfd_protect	548
