@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Write protection of memfds: what core kernel code calls.
+ *
+ * See Documentation/mm/memfd_protect.rst for the list of places and why each
+ * is one.
+ */
+#ifndef _LINUX_MEMFD_PROTECT_H
+#define _LINUX_MEMFD_PROTECT_H
+
+#include <linux/jump_label.h>
+#include <linux/mm.h>
+#include <uapi/linux/memfd.h>
+#include <uapi/linux/memfd_protect.h>
+
+struct iov_iter;
+struct kiocb;
+struct memfd_protect;
+struct seq_file;
+
+/**
+ * memfd_protect_flags_valid() - whether memfd_create() can do it
+ * @flags: MFD_*.
+ *
+ * Return: False if MFD_ALLOW_PROTECT is set and not possible.
+ */
+static inline bool memfd_protect_flags_valid(unsigned int flags)
+{
+	if (!(flags & MFD_ALLOW_PROTECT))
+		return true;
+	return IS_ENABLED(CONFIG_MEMFD_PROTECT) && !(flags & MFD_HUGETLB);
+}
+
+#ifdef CONFIG_MEMFD_PROTECT
+
+DECLARE_STATIC_KEY_FALSE(memfd_protect_used);
+extern const struct vm_operations_struct memfd_protect_vm_ops;
+
+/**
+ * vma_memfd_protect() - whether a VMA maps a memfd with MFD_ALLOW_PROTECT
+ * @vma: The VMA.
+ *
+ * Context: Any in which @vma may be looked at.
+ * Return: True if so. Costs nothing until the first such memfd is made.
+ */
+static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
+{
+	return static_branch_unlikely(&memfd_protect_used) &&
+	       vma->vm_ops == &memfd_protect_vm_ops;
+}
+
+bool __memfd_protect_no_pmd(void);
+
+/**
+ * memfd_protect_no_pmd() - whether a VMA must not have huge entries
+ * @vma: The VMA.
+ *
+ * Pages are protected one by one.
+ *
+ * Return: True if so.
+ */
+static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
+{
+	return vma_memfd_protect(vma) && __memfd_protect_no_pmd();
+}
+
+int memfd_protect_create(struct file *file);
+void memfd_protect_evict(struct inode *inode);
+void memfd_protect_mmap(struct inode *inode, struct vm_area_struct *vma);
+void memfd_protect_open(struct inode *inode, struct file *file);
+void memfd_protect_show_fdinfo(struct seq_file *m, struct file *file);
+
+vm_fault_t __memfd_protect_fault(struct vm_fault *vmf);
+vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf);
+void __memfd_protect_set_ptes(struct vm_area_struct *vma, unsigned long addr,
+			      pte_t *ptep, pte_t pte, unsigned int nr);
+bool __memfd_protect_pte(struct vm_area_struct *vma, unsigned long addr);
+int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from);
+int __memfd_protect_punch(struct inode *inode, loff_t offset, loff_t len);
+int __memfd_protect_truncate(struct inode *inode, loff_t size);
+
+/**
+ * memfd_protect_fault() - a write fault asks before it gets its page
+ * @vmf: A write fault in a shared mapping, nothing but the mmap or VMA lock
+ *	 held.
+ *
+ * Context: May sleep, then with the mmap or VMA lock released.
+ * Return: 0 to go on. Otherwise what the fault is to return.
+ */
+static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
+{
+	return vma_memfd_protect(vmf->vma) ? __memfd_protect_fault(vmf) : 0;
+}
+
+/**
+ * memfd_protect_wp_fault() - a write fault asks before it makes its entry writable
+ * @vmf: A write fault in a shared mapping, &vm_fault.ptl held.
+ *
+ * Context: May sleep, then with all locks released.
+ * Return: 0 to go on, the page table lock still (or again) held. Otherwise what
+ * the fault is to return, with the page table unlocked and unmapped.
+ */
+static inline vm_fault_t memfd_protect_wp_fault(struct vm_fault *vmf)
+{
+	return vma_memfd_protect(vmf->vma) ? __memfd_protect_wp_fault(vmf) : 0;
+}
+
+/**
+ * memfd_protect_set_ptes() - set_ptes() that leaves protected pages read-only
+ * @vma: The VMA.
+ * @addr: Address of the first page.
+ * @ptep: Its entry.
+ * @pte: What to set it to.
+ * @nr: Number of pages, with consecutive frames.
+ *
+ * Context: Page table lock.
+ */
+static inline void memfd_protect_set_ptes(struct vm_area_struct *vma,
+					  unsigned long addr, pte_t *ptep,
+					  pte_t pte, unsigned int nr)
+{
+	if (vma_memfd_protect(vma))
+		__memfd_protect_set_ptes(vma, addr, ptep, pte, nr);
+	else
+		set_ptes(vma->vm_mm, addr, ptep, pte, nr);
+}
+
+/**
+ * memfd_protect_pte() - the entry without write access if the page is protected
+ * @vma: The VMA.
+ * @addr: The page's address.
+ * @pte: The entry that the caller is going to set.
+ *
+ * Context: Page table lock.
+ * Return: The entry to set.
+ */
+static inline pte_t memfd_protect_pte(struct vm_area_struct *vma,
+				      unsigned long addr, pte_t pte)
+{
+	if (vma_memfd_protect(vma) && pte_write(pte) &&
+	    __memfd_protect_pte(vma, addr))
+		return pte_wrprotect(pte);
+	return pte;
+}
+
+/**
+ * memfd_protect_write() - write(2) and its kin ask before they write
+ * @iocb: Where to write; passed generic_write_checks().
+ * @from: What to write.
+ *
+ * Context: inode_lock(), which is released while it sleeps. The checks are
+ * made anew then.
+ * Return: 0 to go on, or what the system call is to return.
+ */
+static inline int memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
+{
+	return static_branch_unlikely(&memfd_protect_used) ?
+	       __memfd_protect_write(iocb, from) : 0;
+}
+
+/**
+ * memfd_protect_punch() - hole punching asks before it changes anything
+ * @inode: A shmem inode.
+ * @offset: Where the hole begins, in bytes.
+ * @len: Its length in bytes.
+ *
+ * Context: inode_lock(), which is released while it sleeps.
+ * Return: 0 to go on, or a negative error.
+ */
+static inline int memfd_protect_punch(struct inode *inode, loff_t offset,
+				      loff_t len)
+{
+	return static_branch_unlikely(&memfd_protect_used) ?
+	       __memfd_protect_punch(inode, offset, len) : 0;
+}
+
+/**
+ * memfd_protect_truncate() - truncation asks before it changes anything
+ * @inode: Any inode.
+ * @size: Its new size in bytes.
+ *
+ * Context: inode_lock(), which is released while it sleeps.
+ * Return: 0 to go on, or a negative error.
+ */
+static inline int memfd_protect_truncate(struct inode *inode, loff_t size)
+{
+	return static_branch_unlikely(&memfd_protect_used) ?
+	       __memfd_protect_truncate(inode, size) : 0;
+}
+
+#else /* !CONFIG_MEMFD_PROTECT */
+
+static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
+static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
+static inline int memfd_protect_create(struct file *file)
+{
+	return -EINVAL;
+}
+
+static inline void memfd_protect_evict(struct inode *inode) { }
+static inline void memfd_protect_mmap(struct inode *inode,
+				      struct vm_area_struct *vma) { }
+static inline void memfd_protect_open(struct inode *inode, struct file *file) { }
+
+static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
+{
+	return 0;
+}
+
+static inline vm_fault_t memfd_protect_wp_fault(struct vm_fault *vmf)
+{
+	return 0;
+}
+
+static inline void memfd_protect_set_ptes(struct vm_area_struct *vma,
+					  unsigned long addr, pte_t *ptep,
+					  pte_t pte, unsigned int nr)
+{
+	set_ptes(vma->vm_mm, addr, ptep, pte, nr);
+}
+
+static inline pte_t memfd_protect_pte(struct vm_area_struct *vma,
+				      unsigned long addr, pte_t pte)
+{
+	return pte;
+}
+
+static inline int memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
+{
+	return 0;
+}
+
+static inline int memfd_protect_punch(struct inode *inode, loff_t offset,
+				      loff_t len)
+{
+	return 0;
+}
+
+static inline int memfd_protect_truncate(struct inode *inode, loff_t size)
+{
+	return 0;
+}
+
+#endif /* CONFIG_MEMFD_PROTECT */
+
+#endif /* _LINUX_MEMFD_PROTECT_H */

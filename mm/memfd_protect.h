@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the files of memfd_protect() share. Core kernel code includes
+ * <linux/memfd_protect.h> instead, the event fd <linux/memfd_notify.h>.
+ */
+#ifndef _MM_MEMFD_PROTECT_H
+#define _MM_MEMFD_PROTECT_H
+
+#include <linux/interval_tree.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/memfd_notify.h>
+#include <linux/memfd_protect.h>
+#include <linux/mutex.h>
+#include <linux/pid.h>
+#include <linux/rbtree.h>
+#include <linux/refcount.h>
+#include <linux/seqlock.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+#include <uapi/linux/memfd_protect.h>
+
+#include "memfd_ranges.h"
+
+/**
+ * enum memfd_mode - values of &memfd_protect.modes
+ * @MEMFD_MODE_NONE: May be written. Pages of ASYNC ranges too, once they are in
+ *		     the log.
+ * @MEMFD_MODE_WAIT: MEMFD_PROTECT_WAIT.
+ * @MEMFD_MODE_ASYNC: MEMFD_PROTECT_ASYNC, not written since.
+ * @MEMFD_MODE_DENY: MEMFD_PROTECT_DENY.
+ */
+enum memfd_mode {
+	MEMFD_MODE_NONE,
+	MEMFD_MODE_WAIT,
+	MEMFD_MODE_ASYNC,
+	MEMFD_MODE_DENY,
+};
+
+/**
+ * struct memfd_pending - an event that reader and resolver know
+ * @offsets: Its pages, in &memfd_waiters.by_offset.
+ * @by_cookie: In &memfd_waiters.by_cookie.
+ * @queue: In &memfd_waiters.queue while it is unread.
+ * @wait: Where its writers sleep.
+ * @cookie: Its name, 0 if nobody waits for it.
+ * @time_ns: CLOCK_MONOTONIC when the first writer was caught.
+ * @pid: The first writer's process, holds a reference.
+ * @tid: The first writer's thread, holds a reference.
+ * @refs: One for each writer that sleeps, one for a reader that copies it, one
+ *	  for the queue if nobody sleeps.
+ * @waiters: Writers that sleep.
+ * @type: MEMFD_EVENT_*.
+ * @flags: MEMFD_EVENT_F_*.
+ * @verdict: 0 while it is pending. Otherwise it is in no tree and no list, and
+ *	     its writers go on (MEMFD_VERDICT_RETRY) or fail (_DENY).
+ *
+ * All fields that change are guarded by &memfd_waiters.lock.
+ */
+struct memfd_pending {
+	struct interval_tree_node offsets;
+	struct rb_node by_cookie;
+	struct list_head queue;
+	wait_queue_head_t wait;
+	u64 cookie;
+	u64 time_ns;
+	struct pid *pid;
+	struct pid *tid;
+	refcount_t refs;
+	unsigned int waiters;
+	u16 type;
+	u16 flags;
+	u8 verdict;
+};
+
+#define MEMFD_VERDICT_RETRY	1
+#define MEMFD_VERDICT_DENY	2
+
+/**
+ * struct memfd_waiters - pending events and sleeping writers of one file
+ * @lock: Guards everything here. A leaf, but for the locks of wait queues.
+ * @by_offset: Pending events that writers wait for, by page offset.
+ * @by_cookie: The same, by cookie.
+ * @reports: Unread events that nobody waits for, by page offset.
+ * @queue: Unread events, oldest first.
+ * @readers: Readers and pollers of the event fd.
+ * @dirty: The DIRTY event, while it is in @queue.
+ * @logged: The log is not empty.
+ * @open: There is an event fd. Otherwise nobody may sleep.
+ * @nr_waiters: Writers that sleep now.
+ * @nr_pending: Events in @by_cookie.
+ * @nr_unread: Events in @queue.
+ * @events: Events created so far.
+ * @waits: Sleeps that have ended so far.
+ */
+struct memfd_waiters {
+	spinlock_t lock;
+	struct rb_root_cached by_offset;
+	struct rb_root by_cookie;
+	struct rb_root_cached reports;
+	struct list_head queue;
+	wait_queue_head_t readers;
+	struct memfd_pending *dirty;
+	bool logged;
+	bool open;
+	unsigned long nr_waiters;
+	unsigned long nr_pending;
+	unsigned long nr_unread;
+	u64 events;
+	u64 waits;
+};
+
+/**
+ * struct memfd_protect - protection of one file
+ * @ref: The inode, the event fd and every sleeping writer hold one.
+ * @inode: The file; only valid for those who hold it by other means.
+ * @dev: Device number of @inode, for tracing.
+ * @ino: Inode number of @inode, for tracing.
+ * @lock: Guards changes of @modes, @log, @flight and of @waiters.open.
+ * @modes: enum memfd_mode of every page offset, read under RCU or @lock.
+ * @log: 1 for each page that was written in an ASYNC range. Its mode is
+ *	 MEMFD_MODE_NONE.
+ * @waiters: Pending events and sleeping writers.
+ * @flight: memfd_protect() that is under way, see mm/memfd_protect.c.
+ * @flight.seq: Odd while there is one. Changed under @lock.
+ * @flight.first: First page offset, valid while @flight.seq is odd.
+ * @flight.last: Last page offset, likewise.
+ * @flight.settled: Those who wait until it is over.
+ * @kernel: MEMFD_NOTIFY_KERNEL of the event fd.
+ */
+struct memfd_protect {
+	struct kref ref;
+	struct inode *inode;
+	dev_t dev;
+	unsigned long ino;
+	struct mutex lock;
+	struct memfd_ranges modes;
+	struct memfd_ranges log;
+	struct memfd_waiters waiters;
+	struct {
+		unsigned int seq;
+		pgoff_t first;
+		pgoff_t last;
+		wait_queue_head_t settled;
+	} flight;
+	bool kernel;
+};
+
+/**
+ * struct memfd_writer - who wants to change what
+ * @first: First page offset.
+ * @last: Last page offset.
+ * @type: MEMFD_EVENT_*.
+ * @flags: MEMFD_EVENT_F_*.
+ * @state: How to sleep, TASK_*.
+ */
+struct memfd_writer {
+	pgoff_t first;
+	pgoff_t last;
+	u16 type;
+	u16 flags;
+	unsigned int state;
+};
+
+static inline u64 memfd_offset(pgoff_t first)
+{
+	return (u64)first << PAGE_SHIFT;
+}
+
+static inline u64 memfd_length(pgoff_t first, pgoff_t last)
+{
+	return (u64)(last - first + 1) << PAGE_SHIFT;
+}
+
+/* mm/memfd_protect.c */
+void memfd_protect_put(struct memfd_protect *mp);
+bool memfd_protect_in_flight(struct memfd_protect *mp, pgoff_t first,
+			     pgoff_t last);
+
+/* mm/memfd_waiters.c */
+struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer);
+void memfd_pending_put(struct memfd_pending *event);
+void memfd_waiters_init(struct memfd_waiters *waiters);
+void memfd_waiters_open(struct memfd_waiters *waiters);
+void memfd_waiters_close(struct memfd_waiters *waiters);
+int memfd_waiters_wait(struct memfd_protect *mp,
+		       const struct memfd_writer *writer);
+void memfd_waiters_report(struct memfd_waiters *waiters,
+			  const struct memfd_writer *writer);
+void memfd_waiters_wake(struct memfd_waiters *waiters, pgoff_t first,
+			pgoff_t last);
+bool memfd_waiters_find(struct memfd_waiters *waiters, u64 cookie,
+			struct memfd_span *span, unsigned int *nr);
+bool memfd_waiters_deny(struct memfd_waiters *waiters, u64 cookie,
+			struct memfd_span *span, unsigned int *nr);
+void memfd_waiters_set_dirty(struct memfd_waiters *waiters,
+			     struct memfd_pending *event);
+void memfd_waiters_drop_dirty(struct memfd_waiters *waiters);
+struct memfd_pending *memfd_waiters_next(struct memfd_waiters *waiters,
+					 struct memfd_event *record);
+void memfd_waiters_end(struct memfd_waiters *waiters,
+		       struct memfd_pending *event, bool delivered);
+
+/* mm/memfd_walk.c */
+int memfd_walk_protect(struct address_space *mapping,
+		       const struct memfd_span *spans, unsigned int nr);
+bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span);
+
+/* mm/memfd_check.c */
+int memfd_check_log(struct memfd_protect *mp,
+		    const struct memfd_writer *writer);
+void memfd_check_unlog(struct memfd_protect *mp, const struct memfd_span *span,
+		       bool tell);
+
+#endif /* _MM_MEMFD_PROTECT_H */

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A map from page offsets to small values, for memfd_protect().
+ *
+ * Every page offset of a file has a value of two bits. Stretches with one value
+ * cost nothing per page; where values alternate the cost is two bits a page.
+ * See mm/memfd_ranges.c for structure and locking.
+ */
+#ifndef _MM_MEMFD_RANGES_H
+#define _MM_MEMFD_RANGES_H
+
+#include <linux/limits.h>
+#include <linux/mm_types.h>
+#include <linux/rcupdate.h>
+
+/* The last page offset that a file of MAX_LFS_FILESIZE bytes can have. */
+#define MEMFD_RANGES_LAST	((pgoff_t)(LLONG_MAX >> PAGE_SHIFT))
+#define MEMFD_RANGES_VALUES	4
+
+/**
+ * struct memfd_ranges - values of all page offsets
+ * @root: Tagged value, or pointer to the topmost node. Read under RCU or the
+ *        owner's lock, written under the owner's lock.
+ * @bytes: Memory of all nodes and leaves. Guarded by the owner's lock.
+ * @undo: A change that may still be taken back; while it is set, nodes that
+ *        have become uniform are kept. Guarded by the owner's lock.
+ */
+struct memfd_ranges {
+	void __rcu *root;
+	size_t bytes;
+	struct memfd_ranges_undo *undo;
+};
+
+struct memfd_ranges_undo;
+
+void memfd_ranges_init(struct memfd_ranges *ranges);
+void memfd_ranges_destroy(struct memfd_ranges *ranges);
+unsigned int memfd_ranges_get_run(struct memfd_ranges *ranges, pgoff_t index,
+				  pgoff_t *last);
+bool memfd_ranges_find(struct memfd_ranges *ranges, unsigned int values,
+		       pgoff_t *first, pgoff_t *last);
+int memfd_ranges_prepare(struct memfd_ranges *ranges, pgoff_t first,
+			 pgoff_t last, unsigned int value, gfp_t gfp);
+void memfd_ranges_set(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
+		      unsigned int value);
+int memfd_ranges_try_set(struct memfd_ranges *ranges, pgoff_t first,
+			 pgoff_t last, unsigned int value, gfp_t gfp);
+void memfd_ranges_try_end(struct memfd_ranges *ranges, bool keep);
+void memfd_ranges_translate(struct memfd_ranges *ranges,
+			    const u8 to[MEMFD_RANGES_VALUES]);
+bool memfd_ranges_empty(struct memfd_ranges *ranges);
+
+/**
+ * memfd_ranges_get() - value of one page offset
+ * @ranges: The map.
+ * @index: Page offset, up to MEMFD_RANGES_LAST.
+ *
+ * Context: Any; under rcu_read_lock() or the owner's lock.
+ * Return: The value, 0 to 3.
+ */
+static inline unsigned int memfd_ranges_get(struct memfd_ranges *ranges,
+					    pgoff_t index)
+{
+	return memfd_ranges_get_run(ranges, index, NULL);
+}
+
+#endif /* _MM_MEMFD_RANGES_H */

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Takes write access to pages of a file away from all page tables.
+ *
+ * The caller has already stored, where everyone who makes a page-table entry
+ * writable looks (mm/memfd_check.c), that the pages are protected. The walk takes
+ * away what was writable before that. When it returns, no CPU can write the
+ * pages through a mapping any more, stale TLB entries included.
+ *
+ * Locking:
+ *
+ *   i_mmap_rwsem (read)	keeps VMAs in the file's reverse mapping, and with
+ *				them their page tables: free_pgtables() unlinks
+ *				a VMA from there first
+ *     page table lock		each table, see below
+ *
+ * A racing fault either takes the page table lock of its entry before the walk
+ * does, and is undone by it; or later, and then sees the stored protection. For a
+ * table that the walk does not see, because it is being installed, the two sides
+ * are a store and a load each: protection and page table here, page table and
+ * protection there. Both have a full barrier in between, here in
+ * memfd_walk_protect(), there in front of the look at the protection.
+ *
+ * mremap() moves entries between tables. It either holds i_mmap_rwsem for that,
+ * or the new VMA comes after the old one in the interval tree, so that the
+ * entry is found at the one place or the other (see move_ptes()).
+ *
+ * TLB: others may have taken write access away, under the same page table lock,
+ * and not have flushed yet. Reclaim's batches are flushed for each table
+ * (flush_tlb_batched_pending()), everyone else's when tlb_flush_pending tells
+ * of a second party.
+ *
+ * Files with protection are never mapped with huge entries (do_set_pmd()).
+ */
+
+#include <linux/fs.h>
+#include <linux/hugetlb.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/pagemap.h>
+#include <linux/rcupdate_wait.h>
+#include <linux/sched/signal.h>
+#include <linux/xarray.h>
+#include <asm/tlbflush.h>
+
+#include "internal.h"
+#include "memfd_debug.h"
+#include "memfd_protect.h"
+
+/**
+ * struct memfd_walk - the walk in one VMA
+ * @vma: The VMA.
+ * @flush_start: First address that lost write access.
+ * @flush_end: End of the last one.
+ */
+struct memfd_walk {
+	struct vm_area_struct *vma;
+	unsigned long flush_start;
+	unsigned long flush_end;
+};
+
+static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
+		       unsigned long end)
+{
+	struct vm_area_struct *vma = walk->vma;
+	spinlock_t *ptl;
+	pte_t *start, *pte;
+
+	start = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
+	if (!start)
+		return;
+	if (memfd_hook(BATCHED_FLUSH))
+		flush_tlb_batched_pending(vma->vm_mm);
+	arch_enter_lazy_mmu_mode();
+	for (pte = start; addr != end; pte++, addr += PAGE_SIZE) {
+		pte_t old = ptep_get(pte);
+
+		if (!pte_present(old) || !pte_write(old))
+			continue;
+		old = ptep_modify_prot_start(vma, addr, pte);
+		ptep_modify_prot_commit(vma, addr, pte, old,
+					pte_wrprotect(old));
+		walk->flush_start = min(walk->flush_start, addr);
+		walk->flush_end = max(walk->flush_end, addr + PAGE_SIZE);
+	}
+	arch_leave_lazy_mmu_mode();
+	pte_unmap_unlock(start, ptl);
+}
+
+static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
+		     unsigned long end)
+{
+	pmd_t *pmd = pmd_offset(pud, addr);
+	unsigned long next;
+
+	for (; addr != end; pmd++, addr = next) {
+		next = pmd_addr_end(addr, end);
+		if (pmd_none(pmdp_get_lockless(pmd)))
+			continue;
+		walk_table(walk, pmd, addr, next);
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+	}
+	return 0;
+}
+
+static int walk_puds(struct memfd_walk *walk, p4d_t *p4d, unsigned long addr,
+		     unsigned long end)
+{
+	pud_t *pud = pud_offset(p4d, addr);
+	unsigned long next;
+	int err = 0;
+
+	for (; !err && addr != end; pud++, addr = next) {
+		next = pud_addr_end(addr, end);
+		if (!pud_none_or_clear_bad(pud))
+			err = walk_pmds(walk, pud, addr, next);
+	}
+	return err;
+}
+
+static int walk_range(struct memfd_walk *walk, unsigned long addr,
+		      unsigned long end)
+{
+	pgd_t *pgd = pgd_offset(walk->vma->vm_mm, addr);
+	unsigned long next, next4;
+	int err = 0;
+
+	for (; !err && addr != end; pgd++, addr = next) {
+		p4d_t *p4d;
+
+		next = pgd_addr_end(addr, end);
+		if (pgd_none_or_clear_bad(pgd))
+			continue;
+		p4d = p4d_offset(pgd, addr);
+		for (; !err && addr != next; p4d++, addr = next4) {
+			next4 = p4d_addr_end(addr, next);
+			if (!p4d_none_or_clear_bad(p4d))
+				err = walk_puds(walk, p4d, addr, next4);
+		}
+	}
+	return err;
+}
+
+/* The addresses at which @vma maps @span, false if it maps nothing of it. */
+static bool span_in_vma(struct vm_area_struct *vma,
+			const struct memfd_span *span, unsigned long *start,
+			unsigned long *end)
+{
+	pgoff_t vma_last = vma->vm_pgoff + vma_pages(vma) - 1;
+	pgoff_t first = max(span->first, vma->vm_pgoff);
+	pgoff_t last = min(span->last, vma_last);
+
+	if (first > last)
+		return false;
+	*start = vma->vm_start + ((first - vma->vm_pgoff) << PAGE_SHIFT);
+	*end = *start + ((last - first + 1) << PAGE_SHIFT);
+	return true;
+}
+
+static int walk_vma(struct vm_area_struct *vma, const struct memfd_span *spans,
+		    unsigned int nr)
+{
+	struct memfd_walk walk = { .vma = vma, .flush_start = ULONG_MAX };
+	struct mm_struct *mm = vma->vm_mm;
+	struct mmu_notifier_range range;
+	unsigned long start = ULONG_MAX, end = 0, from, to;
+	unsigned int i;
+	int err = 0;
+
+	for (i = 0; i < nr; i++) {
+		if (!span_in_vma(vma, &spans[i], &from, &to))
+			continue;
+		start = min(start, from);
+		end = to;
+	}
+	if (start >= end)
+		return 0;
+
+	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0, mm,
+				start, end);
+	mmu_notifier_invalidate_range_start(&range);
+	inc_tlb_flush_pending(mm);
+	for (i = 0; !err && i < nr; i++)
+		if (span_in_vma(vma, &spans[i], &from, &to))
+			err = walk_range(&walk, from, to);
+	if (mm_tlb_flush_nested(mm) && memfd_hook(NESTED_FLUSH))
+		flush_tlb_range(vma, start, end);
+	else if (walk.flush_start < walk.flush_end && memfd_hook(FLUSH))
+		flush_tlb_range(vma, walk.flush_start, walk.flush_end);
+	dec_tlb_flush_pending(mm);
+	mmu_notifier_invalidate_range_end(&range);
+	return err;
+}
+
+/**
+ * memfd_walk_protect() - take write access to ranges away from all mappings
+ * @mapping: The file's.
+ * @spans: The ranges, ascending and disjoint.
+ * @nr: How many.
+ *
+ * Each process is flushed once, whatever the number of ranges.
+ *
+ * Context: May sleep. inode_lock(), so that one walk goes on at a time.
+ * Return: 0, or -EINTR if the caller was killed, with part of the work done.
+ */
+int memfd_walk_protect(struct address_space *mapping,
+		       const struct memfd_span *spans, unsigned int nr)
+{
+	struct vm_area_struct *vma;
+	int err = 0;
+
+	/* Protection is stored before page tables are read; see above. */
+	smp_mb();
+
+	i_mmap_lock_read(mapping);
+	vma_interval_tree_foreach(vma, &mapping->i_mmap, spans[0].first,
+				  spans[nr - 1].last) {
+		if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) !=
+		    (VM_SHARED | VM_MAYWRITE))
+			continue;
+		err = walk_vma(vma, spans, nr);
+		if (err)
+			break;
+		cond_resched();
+	}
+	i_mmap_unlock_read(mapping);
+	return err;
+}
+
+/*
+ * A writer's pin on a small folio adds GUP_PIN_COUNTING_BIAS to the reference
+ * count. folio_maybe_dma_pinned() would also take 1024 mappings for one.
+ */
+static bool folio_is_pinned(struct folio *folio)
+{
+	if (folio_test_large(folio))
+		return atomic_read(&folio->_pincount) > 0;
+	return folio_ref_count(folio) - folio_mapcount(folio) >=
+	       GUP_PIN_COUNTING_BIAS;
+}
+
+/**
+ * memfd_walk_pinned() - find a page that is pinned for DMA
+ * @mapping: The file's.
+ * @span: In: where to look. Out: the part of it that the pinned folio has.
+ *
+ * A pin for reading looks like one for writing. Pins taken through a page
+ * table are seen if memfd_walk_protect() came before: GUP-fast looks at the entry
+ * again after it took the pin, and a full barrier lies between the change of
+ * the entry and the look at the count.
+ *
+ * Context: May sleep.
+ * Return: True if there is one.
+ */
+bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span)
+{
+	XA_STATE(xas, &mapping->i_pages, span->first);
+	unsigned int batch = 0;
+	struct folio *folio;
+
+	if (!memfd_hook(PINS))
+		return false;
+	smp_mb();
+	rcu_read_lock();
+	xas_for_each(&xas, folio, span->last) {
+		if (xas_retry(&xas, folio) || xa_is_value(folio))
+			continue;
+		if (folio_is_pinned(folio) && xas_reload(&xas) == folio) {
+			pgoff_t first = folio->index;
+			pgoff_t last = first + folio_nr_pages(folio) - 1;
+
+			rcu_read_unlock();
+			span->first = max(span->first, first);
+			span->last = min(span->last, last);
+			return true;
+		}
+		if (++batch % XA_CHECK_SCHED == 0) {
+			xas_pause(&xas);
+			cond_resched_rcu();
+		}
+	}
+	rcu_read_unlock();
+	return false;
+}
