@@ -53,6 +53,7 @@ enum path_kind {
 #define PATH_ROOT	8	/* not for everybody */
 #define PATH_SLOW	16	/* too slow or too rare for the stress test */
 #define PATH_OWN_WORD	32	/* prepare() changes the page */
+#define PATH_ZERO	64	/* writes zeros */
 
 struct job;
 
@@ -943,8 +944,9 @@ static const struct path paths[NR_PATHS] = {
 	[P_clone_child_settid] = PATH(clone_child_settid, MAPPING,
 				      NEEDS(clone), FLAGS(PATH_SILENT)),
 	[P_clone_child_cleartid] = PATH(clone_child_cleartid, MAPPING,
-					NEEDS(clone), FLAGS(PATH_SILENT |
-							    PATH_NO_WAIT)),
+					NEEDS(clone),
+					FLAGS(PATH_SILENT | PATH_NO_WAIT |
+					      PATH_ZERO)),
 	[P_robust] = PATH(robust, MAPPING, NEEDS(robust),
 			  FLAGS(PATH_SILENT | PATH_NO_WAIT | PATH_OWN_WORD |
 				PATH_SLOW)),

@@ -2485,16 +2485,17 @@ TEST_F(file, always_allowed)
 	static const unsigned int modes[] = {
 		MEMFD_PROTECT_WAIT, MEMFD_PROTECT_DENY,
 	};
-	const size_t page = self->page;
+	size_t page = self->page, size = self->size;
 
 	for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
 		ASSERT_EQ(0, protect_pages(self->fd, 0, 0, modes[i]));
-		EXPECT_EQ(0, ftruncate(self->fd, self->size + (i + 1) * page));
-		EXPECT_EQ(0, ftruncate(self->fd, self->size + (i + 1) * page));
-		EXPECT_EQ(0, fallocate(self->fd, 0, 0,
-				       self->size + (i + 3) * page));
+		size += page;
+		EXPECT_EQ(0, ftruncate(self->fd, size));
+		EXPECT_EQ(0, ftruncate(self->fd, size));
+		size += 2 * page;
+		EXPECT_EQ(0, fallocate(self->fd, 0, 0, size));
 		EXPECT_EQ(0, fallocate(self->fd, FALLOC_FL_KEEP_SIZE,
-				       self->size + 8 * page, page));
+				       size + 8 * page, page));
 		EXPECT_EQ(0, madvise(self->map, self->size, MADV_DONTNEED));
 		EXPECT_TRUE(filled_with(self->map, self->size, OLD_BYTE));
 		EXPECT_EQ(0, msync(self->map, self->size, MS_SYNC));
@@ -2689,12 +2690,11 @@ TEST_F(file, seal_future_write)
 	EXPECT_EQ(-EPERM, out.ret);
 }
 
-TEST_F(file, seal_seal_and_exec)
+TEST_F(file, seal_seal)
 {
 	struct op op = op_at(self, 3, 1);
 	struct outcome out = { 0 };
 
-	EXPECT_EQ(0, fcntl(self->fd, F_ADD_SEALS, F_SEAL_EXEC));
 	EXPECT_EQ(0, fcntl(self->fd, F_ADD_SEALS, F_SEAL_SEAL));
 	ASSERT_EQ(0, protect_pages(self->fd, 3, 1, MEMFD_PROTECT_DENY));
 	run_guarded(op_store, &op, &out);
@@ -2702,6 +2702,29 @@ TEST_F(file, seal_seal_and_exec)
 	EXPECT_EQ(0, unprotect_pages(self->fd, 3, 1));
 	run_guarded(op_store, &op, &out);
 	EXPECT_EQ(0, out.sig);
+}
+
+/* MFD_NOEXEC_SEAL: its F_SEAL_EXEC has no say about contents */
+TEST_F(file, noexec_seal)
+{
+	struct op op = op_at(self, 3, 1);
+	struct outcome out = { 0 };
+
+	op.fd = create_filled(NR_PAGES, MFD_NOEXEC_SEAL);
+	ASSERT_LE(0, op.fd);
+	EXPECT_EQ(F_SEAL_EXEC, fcntl(op.fd, F_GET_SEALS));
+	ASSERT_EQ(0, protect_pages(op.fd, 3, 1, MEMFD_PROTECT_DENY));
+	run_guarded(op_write, &op, &out);
+	EXPECT_EQ(-EPERM, out.ret);
+	op.map = mmap(NULL, self->size, RW, MAP_SHARED, op.fd, 0);
+	ASSERT_NE(MAP_FAILED, op.map);
+	run_guarded(op_store, &op, &out);
+	EXPECT_EQ(SIGBUS, out.sig);
+	EXPECT_EQ(0, unprotect_pages(op.fd, 3, 1));
+	run_guarded(op_write, &op, &out);
+	EXPECT_EQ((long)op.len, out.ret);
+	munmap(op.map, self->size);
+	close(op.fd);
 }
 
 /* Part 14: process ids across PID namespaces */
