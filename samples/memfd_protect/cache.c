@@ -156,7 +156,7 @@ void cache_load(struct sga *sga)
 	close(source);
 
 	sga->view = mmap(NULL, sga->nr_pages * SGA_PAGE_SIZE, PROT_READ,
-			 MAP_SHARED, sga->memfd, 0);
+			 MAP_SHARED | MAP_POPULATE, sga->memfd, 0);
 	if (sga->view == MAP_FAILED)
 		err(1, "mapping the cache");
 }

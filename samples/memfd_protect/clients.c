@@ -166,7 +166,7 @@ static void client_main(struct sga *sga, int index, pid_t parent)
 
 	munmap((void *)sga->view, bytes);
 	base = mmap((void *)CLIENT_BASE(index), bytes, PROT_READ | PROT_WRITE,
-		    MAP_SHARED, sga->memfd, 0);
+		    MAP_SHARED | MAP_POPULATE, sga->memfd, 0);
 	if (base == MAP_FAILED)
 		err(1, "client %d: mmap", index);
 	if (sga->backend->attach)

@@ -17,6 +17,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -317,6 +318,9 @@ static void snapshot_init(struct sga *sga)
 	sga->t0 = calloc(sga->nr_pages, sizeof(*sga->t0));
 	if (!snap.copied || !sga->t0)
 		errx(1, "out of memory");
+	/* Page faults now, not while the gate is shut or a client waits. */
+	memset(sga->t0, 0xff, sga->nr_pages * sizeof(*sga->t0));
+	mallopt(M_TRIM_THRESHOLD, 4 * MAX_BUFFERED);
 	snap.file = open(sga->snapshot_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC,
 			 0600);
 	if (snap.file < 0)
