@@ -122,9 +122,9 @@ static int check_scan(struct memfd_scan *scan)
 	return 0;
 }
 
-/* Tells user space of @nr ranges. Returns how many it got. */
-static unsigned int put_ranges(struct memfd_range __user *to,
-			       const struct memfd_span *spans, unsigned int nr)
+/* Tells user space of @nr ranges. */
+static int put_ranges(struct memfd_range __user *to,
+		      const struct memfd_span *spans, unsigned int nr)
 {
 	unsigned int i;
 
@@ -136,9 +136,9 @@ static unsigned int put_ranges(struct memfd_range __user *to,
 		};
 
 		if (copy_to_user(&to[i], &range, sizeof(range)))
-			break;
+			return -EFAULT;
 	}
-	return i;
+	return 0;
 }
 
 /*
@@ -160,21 +160,18 @@ static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 		unsigned int want = min_t(u64, size, scan->nr_ranges - *total);
 		int nr = memfd_protect_scan(mp, start, end - 1, spans, want,
 					    take);
-		unsigned int done;
 
 		if (nr < 0)
 			return nr;
-		done = put_ranges(to + *total, spans, nr);
-		if (done)
-			scan->walk_end = (u64)(spans[done - 1].last + 1)
-					 << PAGE_SHIFT;
-		*total += done;
-		if (done < nr) {
+		if (put_ranges(to + *total, spans, nr)) {
 			if (take)
-				memfd_protect_unscan(mp, spans + done,
-						     nr - done);
+				memfd_protect_unscan(mp, spans, nr);
 			return -EFAULT;
 		}
+		*total += nr;
+		if (nr)
+			scan->walk_end = (u64)(spans[nr - 1].last + 1)
+					 << PAGE_SHIFT;
 		if (nr < want)
 			break;
 		start = spans[nr - 1].last + 2;

@@ -39,6 +39,7 @@
 #include <linux/freezer.h>
 #include <linux/fs.h>
 #include <linux/pagemap.h>
+#include <linux/pipe_fs_i.h>
 #include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
 #include <linux/sizes.h>
@@ -81,6 +82,88 @@ static bool page_protected(struct memfd_protect *mp, pgoff_t index)
 {
 	smp_mb__after_spinlock();
 	return mode_at(mp, index) != MEMFD_MODE_NONE;
+}
+
+/*
+ * The flight
+ */
+
+/**
+ * memfd_flight_over() - whether the outcome for some pages is open
+ * @mp: Protection of the file.
+ * @first: First page offset.
+ * @last: Last page offset.
+ *
+ * Context: &memfd_protect.lock.
+ * Return: True if a memfd_protect() under way concerns any of them.
+ */
+bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first,
+			     pgoff_t last)
+{
+	return (mp->flight.seq & 1) && first <= mp->flight.last &&
+	       last >= mp->flight.first;
+}
+
+/**
+ * memfd_flight_lock() - take the lock when the outcome for some pages is known
+ * @mp: Protection of the file.
+ * @first: First page offset.
+ * @last: Last page offset.
+ * @state: How to sleep, TASK_*.
+ *
+ * Context: May sleep. Who holds inode_lock(), shared even, does not wait, because
+ * then nothing is in flight.
+ * Return: 0 with &memfd_protect.lock held, or -EINTR.
+ */
+int memfd_flight_lock(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+		      unsigned int state)
+{
+	unsigned int seq;
+	int err;
+
+	for (;;) {
+		mutex_lock(&mp->lock);
+		if (!memfd_flight_over(mp, first, last))
+			return 0;
+		seq = mp->flight.seq;
+		mutex_unlock(&mp->lock);
+		err = wait_event_state(mp->flight.settled,
+				       READ_ONCE(mp->flight.seq) != seq, state);
+		if (err)
+			return -EINTR;
+	}
+}
+
+/**
+ * memfd_flight_begin() - the outcome for some pages is open from now on
+ * @mp: Protection of the file.
+ * @first: First page offset.
+ * @last: Last page offset.
+ *
+ * mode_settled() is the reader.
+ *
+ * Context: inode_lock(), &memfd_protect.lock. Before the modes are stored.
+ */
+void memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+{
+	WRITE_ONCE(mp->flight.first, first);
+	WRITE_ONCE(mp->flight.last, last);
+	smp_store_release(&mp->flight.seq, mp->flight.seq + 1);
+	/* The flight is visible before the modes are. */
+	smp_wmb();
+}
+
+/**
+ * memfd_flight_end() - the outcome is known
+ * @mp: Protection of the file.
+ *
+ * Context: &memfd_protect.lock. After the final modes have been stored.
+ */
+void memfd_flight_end(struct memfd_protect *mp)
+{
+	/* The final modes are visible before the end of the flight is. */
+	smp_store_release(&mp->flight.seq, mp->flight.seq + 1);
+	wake_up_all(&mp->flight.settled);
 }
 
 static void trace_caught(struct memfd_protect *mp,
@@ -180,7 +263,7 @@ int memfd_check_log(struct memfd_protect *mp, const struct memfd_writer *writer)
 	int err = -EAGAIN;
 
 	mutex_lock(&mp->lock);
-	if (!memfd_protect_in_flight(mp, writer->first, writer->last))
+	if (!memfd_flight_over(mp, writer->first, writer->last))
 		err = log_locked(mp, writer);
 	mutex_unlock(&mp->lock);
 	return err;
@@ -485,14 +568,15 @@ bool __memfd_protect_no_pmd(void)
 
 /*
  * What a system call that changes the pages of @writer is to do: 0 go on, -EPERM
- * fail, -EAGAIN wait for the pages to which @writer is narrowed.
+ * fail, -EAGAIN wait for the pages to which @writer is narrowed. What may go on
+ * is logged, unless @log says that there will be another question.
  */
-static int call_verdict(struct memfd_protect *mp, struct memfd_writer *writer)
+static int call_verdict_locked(struct memfd_protect *mp,
+			       struct memfd_writer *writer, bool log)
 {
 	pgoff_t first = writer->first, last = writer->last;
 	int verdict = 0;
 
-	mutex_lock(&mp->lock);
 	if (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_DENY), &first, &last)) {
 		verdict = -EPERM;
 	} else {
@@ -503,16 +587,25 @@ static int call_verdict(struct memfd_protect *mp, struct memfd_writer *writer)
 			writer->first = first;
 			writer->last = last;
 			verdict = -EAGAIN;
-		} else {
+		} else if (log) {
 			verdict = log_locked(mp, writer);
 		}
 	}
-	mutex_unlock(&mp->lock);
-
 	if (verdict == -EPERM)
 		trace_caught(mp, writer, MEMFD_MODE_DENY);
 	else if (verdict == -EAGAIN)
 		trace_caught(mp, writer, MEMFD_MODE_WAIT);
+	return verdict;
+}
+
+static int call_verdict(struct memfd_protect *mp, struct memfd_writer *writer,
+			bool log)
+{
+	int verdict;
+
+	mutex_lock(&mp->lock);
+	verdict = call_verdict_locked(mp, writer, log);
+	mutex_unlock(&mp->lock);
 	return verdict;
 }
 
@@ -531,9 +624,9 @@ static int call_may_wait(struct memfd_protect *mp, struct memfd_writer *writer)
  * 0 to go on, -EAGAIN after it waited, or another error.
  */
 static int call_check(struct memfd_protect *mp, struct inode *inode,
-		      struct memfd_writer *writer)
+		      struct memfd_writer *writer, bool log)
 {
-	int err = call_verdict(mp, writer);
+	int err = call_verdict(mp, writer, log);
 
 	if (err != -EAGAIN)
 		return err;
@@ -570,8 +663,8 @@ int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
 			.type = MEMFD_EVENT_WRITE,
 		};
 		if (iocb->ki_flags & IOCB_NOWAIT)
-			return call_verdict(mp, &writer);
-		ret = call_check(mp, inode, &writer);
+			return call_verdict(mp, &writer, true);
+		ret = call_check(mp, inode, &writer, true);
 		if (ret != -EAGAIN)
 			return ret;
 		/* The file may have another size now; where to append, too. */
@@ -601,7 +694,7 @@ static int call_change(struct inode *inode, loff_t start, loff_t end, u16 type)
 			.last = (stop - 1) >> PAGE_SHIFT,
 			.type = type,
 		};
-		err = call_check(mp, inode, &writer);
+		err = call_check(mp, inode, &writer, true);
 	} while (err == -EAGAIN);
 	return err;
 }
@@ -618,4 +711,128 @@ int __memfd_protect_truncate(struct inode *inode, loff_t size)
 	if (!memfd_hook(TRUNCATE))
 		return 0;
 	return call_change(inode, size, LLONG_MAX, MEMFD_EVENT_TRUNCATE);
+}
+
+/*
+ * splice and its kin write in pieces. Each piece asks by itself, but all of it is
+ * to wait, or fail, before the first is written.
+ */
+static int call_check_pieces(struct inode *inode, loff_t pos, loff_t len)
+{
+	struct memfd_protect *mp = inode_protect(inode);
+	struct memfd_writer writer;
+	int err;
+
+	if (!mp || len <= 0 || pos < 0 || !memfd_hook(SPLICE))
+		return 0;
+	inode_lock(inode);
+	do {
+		loff_t end = min(len, LLONG_MAX - pos) + pos;
+
+		writer = (struct memfd_writer) {
+			.first = pos >> PAGE_SHIFT,
+			.last = (end - 1) >> PAGE_SHIFT,
+			.type = MEMFD_EVENT_WRITE,
+		};
+		err = call_check(mp, inode, &writer, false);
+	} while (err == -EAGAIN);
+	inode_unlock(inode);
+	return err;
+}
+
+int __memfd_protect_splice_file(struct file *in, loff_t in_pos,
+				struct file *out, loff_t out_pos, size_t len)
+{
+	loff_t there = i_size_read(file_inode(in)) - in_pos;
+
+	return call_check_pieces(file_inode(out), out_pos,
+				 min_t(loff_t, len, there));
+}
+
+int __memfd_protect_splice_pipe(struct pipe_inode_info *pipe, struct file *out,
+				loff_t pos, size_t len)
+{
+	unsigned int i;
+	size_t there = 0;
+
+	if (!inode_protect(file_inode(out)))
+		return 0;
+	pipe_lock(pipe);
+	for (i = pipe->tail; i != pipe->head; i++)
+		there += pipe->bufs[i & (pipe->ring_size - 1)].len;
+	pipe_unlock(pipe);
+	return call_check_pieces(file_inode(out), pos, min(len, there));
+}
+
+/*
+ * Kernel code that gets hold of pages, and writes them later
+ */
+
+bool __memfd_protect_access_begin(struct vm_area_struct *vma,
+				  unsigned long addr, struct page *page)
+{
+	struct memfd_protect *mp = vma_protect(vma);
+
+	if (!memfd_hook(REMOTE)) {
+		memfd_delay(REMOTE);
+		return true;
+	}
+	/* memfd_protect() stores the mode before it looks for pins. */
+	if (try_grab_folio(page_folio(page), 1, FOLL_PIN))
+		return false;
+	smp_mb__after_atomic();
+	if (mode_at(mp, linear_page_index(vma, addr)) == MEMFD_MODE_NONE) {
+		memfd_delay(REMOTE);
+		return true;
+	}
+	unpin_user_page(page);
+	return false;
+}
+
+void __memfd_protect_access_end(struct page *page)
+{
+	if (memfd_hook(REMOTE))
+		unpin_user_page(page);
+}
+
+int __memfd_protect_pin_begin(struct file *file, loff_t start, loff_t end)
+{
+	struct memfd_protect *mp = inode_protect(file_inode(file));
+	struct memfd_writer writer = {
+		.first = start >> PAGE_SHIFT,
+		.last = end >> PAGE_SHIFT,
+		.type = MEMFD_EVENT_FAULT,
+		.flags = MEMFD_EVENT_F_KERNEL,
+	};
+	int err;
+
+	if (!mp || !memfd_hook(PIN_FOLIOS))
+		return 0;
+	/* inode_lock() cannot be taken: udmabuf has it, shared. */
+	err = memfd_flight_lock(mp, writer.first, writer.last, TASK_KILLABLE);
+	if (err)
+		return err;
+	err = call_verdict_locked(mp, &writer, true);
+	mutex_unlock(&mp->lock);
+	if (err == -EAGAIN) {
+		memfd_waiters_report(&mp->waiters, &writer);
+		err = -EFAULT;
+	}
+	return err;
+}
+
+bool __memfd_protect_pin_end(struct file *file, loff_t start, loff_t end)
+{
+	struct memfd_protect *mp = inode_protect(file_inode(file));
+	pgoff_t first = start >> PAGE_SHIFT, last = end >> PAGE_SHIFT;
+	bool protected;
+
+	if (!mp || !memfd_hook(PIN_FOLIOS))
+		return true;
+	/* The pins are there; memfd_protect() stores modes before it looks. */
+	smp_mb();
+	mutex_lock(&mp->lock);
+	protected = memfd_ranges_find(&mp->modes, GENMASK(3, 1), &first, &last);
+	mutex_unlock(&mp->lock);
+	return !protected;
 }

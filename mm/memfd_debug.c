@@ -30,6 +30,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_WRITE] = "write",
 	[MEMFD_HOOK_PUNCH] = "punch",
 	[MEMFD_HOOK_TRUNCATE] = "truncate",
+	[MEMFD_HOOK_SPLICE] = "splice",
 	[MEMFD_HOOK_REMOTE] = "remote",
 	[MEMFD_HOOK_PIN_FOLIOS] = "pin_folios",
 	[MEMFD_HOOK_GET_PAGES] = "get_pages",

@@ -154,63 +154,6 @@ void memfd_protect_open(struct inode *inode, struct file *file)
 }
 
 /*
- * The flight
- */
-
-/**
- * memfd_protect_in_flight() - whether the outcome for some pages is open
- * @mp: Protection of the file.
- * @first: First page offset.
- * @last: Last page offset.
- *
- * Context: &memfd_protect.lock.
- * Return: True if a memfd_protect() under way concerns any of them.
- */
-bool memfd_protect_in_flight(struct memfd_protect *mp, pgoff_t first,
-			     pgoff_t last)
-{
-	return (mp->flight.seq & 1) && first <= mp->flight.last &&
-	       last >= mp->flight.first;
-}
-
-/* Takes mp->lock when nothing in the range is in flight. */
-static int lock_settled(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
-			unsigned int state)
-{
-	unsigned int seq;
-	int err;
-
-	for (;;) {
-		mutex_lock(&mp->lock);
-		if (!memfd_protect_in_flight(mp, first, last))
-			return 0;
-		seq = mp->flight.seq;
-		mutex_unlock(&mp->lock);
-		err = wait_event_state(mp->flight.settled,
-				       READ_ONCE(mp->flight.seq) != seq, state);
-		if (err)
-			return -EINTR;
-	}
-}
-
-/* mp->lock is held. mode_settled() in mm/memfd_check.c is the reader. */
-static void flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
-{
-	WRITE_ONCE(mp->flight.first, first);
-	WRITE_ONCE(mp->flight.last, last);
-	smp_store_release(&mp->flight.seq, mp->flight.seq + 1);
-	/* The flight is visible before the modes are. */
-	smp_wmb();
-}
-
-static void flight_end(struct memfd_protect *mp)
-{
-	/* The final modes are visible before the end of the flight is. */
-	smp_store_release(&mp->flight.seq, mp->flight.seq + 1);
-	wake_up_all(&mp->flight.settled);
-}
-
-/*
  * The system call
  */
 
@@ -267,11 +210,11 @@ static int protect_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 				   GFP_KERNEL_ACCOUNT);
 	if (err)
 		goto unlock;
-	flight_begin(mp, first, last);
+	memfd_flight_begin(mp, first, last);
 	err = memfd_ranges_try_set(&mp->modes, first, last, mode,
 				   GFP_KERNEL_ACCOUNT);
 	if (err)
-		flight_end(mp);
+		memfd_flight_end(mp);
 unlock:
 	mutex_unlock(&mp->lock);
 	return err;
@@ -284,7 +227,7 @@ static void protect_end(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 	memfd_ranges_try_end(&mp->modes, keep);
 	if (keep)
 		drop_log(mp, first, last);
-	flight_end(mp);
+	memfd_flight_end(mp);
 	mutex_unlock(&mp->lock);
 	/*
 	 * Who waits in the range asks again if it is not a WAIT range any more;
@@ -318,7 +261,7 @@ unlock:
 
 static int unprotect(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
 {
-	int err = lock_settled(mp, first, last, TASK_KILLABLE);
+	int err = memfd_flight_lock(mp, first, last, TASK_KILLABLE);
 
 	if (err)
 		return err;
@@ -493,7 +436,7 @@ void memfd_protect_release_notify(struct memfd_protect *mp)
 	};
 	struct inode *inode = mp->inode;
 
-	lock_settled(mp, 0, MEMFD_RANGES_LAST, TASK_UNINTERRUPTIBLE);
+	memfd_flight_lock(mp, 0, MEMFD_RANGES_LAST, TASK_UNINTERRUPTIBLE);
 	memfd_ranges_translate(&mp->modes, only_deny);
 	memfd_ranges_destroy(&mp->log);
 	memfd_waiters_close(&mp->waiters);
@@ -565,7 +508,7 @@ static int resolve_allow(struct memfd_protect *mp, u64 cookie,
 
 	if (!memfd_waiters_find(&mp->waiters, cookie, span, nr))
 		return -ENOENT;
-	err = lock_settled(mp, span->first, span->last, TASK_KILLABLE);
+	err = memfd_flight_lock(mp, span->first, span->last, TASK_KILLABLE);
 	if (err)
 		return err;
 	/* Only now is the answer final: others may have resolved it. */

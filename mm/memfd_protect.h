@@ -174,8 +174,6 @@ static inline u64 memfd_length(pgoff_t first, pgoff_t last)
 
 /* mm/memfd_protect.c */
 void memfd_protect_put(struct memfd_protect *mp);
-bool memfd_protect_in_flight(struct memfd_protect *mp, pgoff_t first,
-			     pgoff_t last);
 
 /* mm/memfd_waiters.c */
 struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer);
@@ -207,6 +205,11 @@ int memfd_walk_protect(struct address_space *mapping,
 bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span);
 
 /* mm/memfd_check.c */
+bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
+int memfd_flight_lock(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+		      unsigned int state);
+void memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
+void memfd_flight_end(struct memfd_protect *mp);
 int memfd_check_log(struct memfd_protect *mp,
 		    const struct memfd_writer *writer);
 void memfd_check_unlog(struct memfd_protect *mp, const struct memfd_span *span,

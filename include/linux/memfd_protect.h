@@ -16,6 +16,7 @@
 struct iov_iter;
 struct kiocb;
 struct memfd_protect;
+struct pipe_inode_info;
 struct seq_file;
 
 /**
@@ -78,6 +79,15 @@ bool __memfd_protect_pte(struct vm_area_struct *vma, unsigned long addr);
 int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from);
 int __memfd_protect_punch(struct inode *inode, loff_t offset, loff_t len);
 int __memfd_protect_truncate(struct inode *inode, loff_t size);
+int __memfd_protect_splice_file(struct file *in, loff_t in_pos,
+				struct file *out, loff_t out_pos, size_t len);
+int __memfd_protect_splice_pipe(struct pipe_inode_info *pipe, struct file *out,
+				loff_t pos, size_t len);
+bool __memfd_protect_access_begin(struct vm_area_struct *vma,
+				  unsigned long addr, struct page *page);
+void __memfd_protect_access_end(struct page *page);
+int __memfd_protect_pin_begin(struct file *file, loff_t start, loff_t end);
+bool __memfd_protect_pin_end(struct file *file, loff_t start, loff_t end);
 
 /**
  * memfd_protect_fault() - a write fault asks before it gets its page
@@ -188,6 +198,111 @@ static inline int memfd_protect_truncate(struct inode *inode, loff_t size)
 	       __memfd_protect_truncate(inode, size) : 0;
 }
 
+/**
+ * memfd_protect_splice_file() - sendfile() and copy_file_range() ask once for all
+ * @in: Where the data comes from, a file with a size.
+ * @in_pos: From where on, in bytes.
+ * @out: Where it goes.
+ * @out_pos: Where to, in bytes.
+ * @len: How much at most, in bytes.
+ *
+ * Context: May sleep; no locks.
+ * Return: 0 to go on, or a negative error.
+ */
+static inline int memfd_protect_splice_file(struct file *in, loff_t in_pos,
+					    struct file *out, loff_t out_pos,
+					    size_t len)
+{
+	return static_branch_unlikely(&memfd_protect_used) ?
+	       __memfd_protect_splice_file(in, in_pos, out, out_pos, len) : 0;
+}
+
+/**
+ * memfd_protect_splice_pipe() - splice() from a pipe asks once for all
+ * @pipe: Where the data comes from.
+ * @out: Where it goes.
+ * @pos: Where to, in bytes.
+ * @len: How much at most, in bytes.
+ *
+ * Context: May sleep; no locks, the pipe's neither.
+ * Return: 0 to go on, or a negative error.
+ */
+static inline int memfd_protect_splice_pipe(struct pipe_inode_info *pipe,
+					    struct file *out, loff_t pos,
+					    size_t len)
+{
+	return static_branch_unlikely(&memfd_protect_used) ?
+	       __memfd_protect_splice_pipe(pipe, out, pos, len) : 0;
+}
+
+/**
+ * memfd_protect_access_begin() - the kernel is about to write a page it got
+ * @vma: A VMA that maps it.
+ * @addr: Its address.
+ * @page: The page, got with FOLL_GET | FOLL_WRITE.
+ *
+ * A reference does not keep memfd_protect() from returning, a pin does.
+ *
+ * Context: mmap lock.
+ * Return: False if the page is protected by now: give it back and get it anew.
+ * Otherwise memfd_protect_access_end() must follow.
+ */
+static inline bool memfd_protect_access_begin(struct vm_area_struct *vma,
+					      unsigned long addr,
+					      struct page *page)
+{
+	return !vma_memfd_protect(vma) || !(vma->vm_flags & VM_SHARED) ||
+	       __memfd_protect_access_begin(vma, addr, page);
+}
+
+/**
+ * memfd_protect_access_end() - the kernel has written a page
+ * @vma: As for memfd_protect_access_begin().
+ * @page: The page.
+ *
+ * Context: mmap lock.
+ */
+static inline void memfd_protect_access_end(struct vm_area_struct *vma,
+					    struct page *page)
+{
+	if (vma_memfd_protect(vma) && (vma->vm_flags & VM_SHARED))
+		__memfd_protect_access_end(page);
+}
+
+/**
+ * memfd_protect_pin_begin() - memfd_pin_folios() asks before it pins
+ * @file: The memfd.
+ * @start: First byte.
+ * @end: Last byte.
+ *
+ * It never waits, as other accesses of the kernel that cannot start over.
+ *
+ * Context: May sleep.
+ * Return: 0 to go on, or a negative error.
+ */
+static inline int memfd_protect_pin_begin(struct file *file, loff_t start,
+					  loff_t end)
+{
+	return static_branch_unlikely(&memfd_protect_used) ?
+	       __memfd_protect_pin_begin(file, start, end) : 0;
+}
+
+/**
+ * memfd_protect_pin_end() - memfd_pin_folios() has pinned
+ * @file: The memfd.
+ * @start: First byte.
+ * @end: Last byte.
+ *
+ * Context: May sleep.
+ * Return: False if something is protected by now: unpin, and ask again.
+ */
+static inline bool memfd_protect_pin_end(struct file *file, loff_t start,
+					 loff_t end)
+{
+	return !static_branch_unlikely(&memfd_protect_used) ||
+	       __memfd_protect_pin_end(file, start, end);
+}
+
 #else /* !CONFIG_MEMFD_PROTECT */
 
 static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
@@ -247,6 +362,42 @@ static inline int memfd_protect_punch(struct inode *inode, loff_t offset,
 static inline int memfd_protect_truncate(struct inode *inode, loff_t size)
 {
 	return 0;
+}
+
+static inline int memfd_protect_splice_file(struct file *in, loff_t in_pos,
+					    struct file *out, loff_t out_pos,
+					    size_t len)
+{
+	return 0;
+}
+
+static inline int memfd_protect_splice_pipe(struct pipe_inode_info *pipe,
+					    struct file *out, loff_t pos,
+					    size_t len)
+{
+	return 0;
+}
+
+static inline bool memfd_protect_access_begin(struct vm_area_struct *vma,
+					      unsigned long addr,
+					      struct page *page)
+{
+	return true;
+}
+
+static inline void memfd_protect_access_end(struct vm_area_struct *vma,
+					    struct page *page) { }
+
+static inline int memfd_protect_pin_begin(struct file *file, loff_t start,
+					  loff_t end)
+{
+	return 0;
+}
+
+static inline bool memfd_protect_pin_end(struct file *file, loff_t start,
+					 loff_t end)
+{
+	return true;
 }
 
 #endif /* CONFIG_MEMFD_PROTECT */
