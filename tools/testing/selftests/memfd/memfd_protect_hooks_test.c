@@ -8,6 +8,8 @@
  */
 #include "memfd_protect_paths.h"
 
+#include <dirent.h>
+
 #include "kselftest_harness.h"
 
 #undef TEST_TIMEOUT_DEFAULT
@@ -24,7 +26,7 @@
 
 static bool debug_set(const char *dir, const char *name, unsigned int value)
 {
-	char path[128], text[16];
+	char path[320], text[16];
 
 	snprintf(path, sizeof(path), DEBUG_DIR "/%s/%s", dir, name);
 	snprintf(text, sizeof(text), "%u", value);
@@ -185,7 +187,23 @@ static void scenario_wp_recheck(struct scene *s)
 	actor_stop(&a);
 }
 
-/* pte: mprotect, and page migration, set entries that they had taken away */
+/* set_ptes again: a fault for reading maps the page, and as writable */
+static void scenario_set_ptes_read(struct scene *s)
+{
+	struct actor a = { .scene = s, .go = 1 };
+
+	protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+	madvise(s->map, NR_PAGES * s->page, MADV_DONTNEED);
+	(void)*(volatile char *)scene_addr(s);
+	s->tries++;
+	run_guarded(store_when_told, &a, &a.out);
+	s->violations += !a.out.sig;
+}
+
+/*
+ * pte: mprotect, page migration and NUMA balancing set entries anew that they
+ * had taken away
+ */
 static bool mprotect_opens(struct scene *s)
 {
 	struct actor a = { .scene = s };
@@ -248,6 +266,68 @@ static void scenario_pte_migrate(struct scene *s)
 	actor_stop(&mover);
 }
 
+#define NUMA_DIR	"/sys/kernel/debug/sched/numa_balancing"
+
+static unsigned long numa_hint_faults(void)
+{
+	static char text[16384];
+	char *line;
+
+	if (!read_file("/proc/vmstat", text, sizeof(text)))
+		return 0;
+	line = strstr(text, "\nnuma_hint_faults ");
+	return line ? strtoul(line + 18, NULL, 10) : 0;
+}
+
+static void numa_scan_fast(bool fast)
+{
+	write_file("/proc/sys/kernel/numa_balancing", "1");
+	write_file(NUMA_DIR "/scan_delay_ms", fast ? "5" : "1000");
+	write_file(NUMA_DIR "/scan_period_min_ms", fast ? "5" : "1000");
+	write_file(NUMA_DIR "/scan_period_max_ms", fast ? "10" : "60000");
+}
+
+/* Reads the page until hinting faults have come, then tries to store */
+static bool numa_opens(struct scene *s)
+{
+	uint64_t end = now_ns() + 3000000000ULL;
+	struct actor a = { .scene = s, .go = 1 };
+	unsigned long before = numa_hint_faults();
+
+	while (now_ns() < end && numa_hint_faults() < before + 4)
+		for (int i = 0; i < 1000; i++)
+			(void)*(volatile char *)scene_addr(s);
+	if (numa_hint_faults() == before)
+		return false;
+	s->tries++;
+	run_guarded(store_when_told, &a, &a.out);
+	return !a.out.sig;
+}
+
+static void scenario_pte_numa(struct scene *s)
+{
+	struct actor other;
+
+	if (access("/sys/devices/system/node/node1", F_OK) ||
+	    access(NUMA_DIR, F_OK)) {
+		s->skip = "no NUMA balancing";
+		return;
+	}
+	numa_scan_fast(true);
+	/* Alone, a process is spared pages of the node that it runs on */
+	actor_start(&other, s, store_when_told);
+	for (int i = 0; i < 8 && !s->violations; i++) {
+		bump(s);
+		protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+		s->violations += numa_opens(s);
+		unprotect_pages(s->fd, 0, 0);
+	}
+	actor_stop(&other);
+	numa_scan_fast(false);
+	if (!s->tries)
+		s->skip = "no NUMA hinting faults";
+}
+
 /* pmd: a huge entry is none that the walk knows */
 static void scenario_pmd(struct scene *s)
 {
@@ -285,28 +365,152 @@ static void scenario_pmd(struct scene *s)
 		   "never");
 }
 
+static void run_on(pthread_t thread, unsigned int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	pthread_setaffinity_np(thread, sizeof(set), &set);
+}
+
+static bool two_cpus(struct scene *s)
+{
+	if (sysconf(_SC_NPROCESSORS_ONLN) >= 2)
+		return true;
+	s->skip = "one CPU only";
+	return false;
+}
+
 /* flush: another CPU goes on with the entry that it has in its TLB */
 static void scenario_flush(struct scene *s)
 {
-	cpu_set_t cpu;
 	struct actor a;
 
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
-		s->skip = "one CPU only";
+	if (!two_cpus(s))
 		return;
-	}
 	actor_start(&a, s, store_often);
-	CPU_ZERO(&cpu);
-	CPU_SET(1, &cpu);
-	pthread_setaffinity_np(a.thread, sizeof(cpu), &cpu);
-	CPU_ZERO(&cpu);
-	CPU_SET(0, &cpu);
-	pthread_setaffinity_np(pthread_self(), sizeof(cpu), &cpu);
+	run_on(a.thread, 1);
+	run_on(pthread_self(), 0);
 	for (unsigned int i = 0; i < 4 * s->rounds && !s->violations; i++) {
 		usleep(500);
 		protect_and_look(s, 1000);
 	}
 	actor_stop(&a);
+}
+
+/*
+ * nested_flush: mprotect() has taken write access away and has not flushed yet.
+ * It is busy with the memory behind, so the walk finds nothing to do.
+ */
+#define BEHIND	(128UL << 20)
+
+static void *mprotect_all(void *arg)
+{
+	struct actor *a = arg;
+	size_t len = NR_PAGES * a->scene->page + BEHIND;
+
+	while (!a->stop) {
+		mprotect(a->scene->map, len, PROT_READ);
+		mprotect(a->scene->map, len, PROT_READ | PROT_WRITE);
+		usleep(1000);
+	}
+	return NULL;
+}
+
+static void scenario_nested_flush(struct scene *s)
+{
+	size_t len = NR_PAGES * s->page;
+	struct scene large = *s;
+	struct actor protector = { .scene = &large }, writer;
+
+	if (!two_cpus(s))
+		return;
+	large.map = mmap(NULL, len + BEHIND, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	madvise(large.map, len + BEHIND, MADV_NOHUGEPAGE);
+	memset(large.map, 1, len + BEHIND);
+	mmap(large.map, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+	     s->fd, 0);
+	actor_start(&writer, &large, store_often);
+	run_on(writer.thread, 1);
+	run_on(pthread_self(), 0);
+	pthread_create(&protector.thread, NULL, mprotect_all, &protector);
+	for (unsigned int i = 0; i < s->rounds && !large.violations; i++) {
+		usleep(100 * (i % 37));
+		protect_and_look(&large, 500);
+	}
+	actor_stop(&writer);
+	actor_stop(&protector);
+	s->violations = large.violations;
+	s->tries = large.tries;
+	munmap(large.map, len + BEHIND);
+}
+
+/*
+ * batched_flush: reclaim has cleared the entry, and flushes for a batch of pages
+ * together. With laptop_mode it does not write the page, so the flush comes
+ * late: when it has seen 32 pages, and let others run in between.
+ */
+#define CGROUP		"/sys/fs/cgroup/memfd_protect_hooks"
+#define OTHERS		(8UL << 20)
+
+static bool enter_cgroup(const char *cgroup)
+{
+	char path[128], pid[16];
+
+	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	return write_file(path, pid);
+}
+
+static void *reclaim_all(void *arg)
+{
+	struct actor *a = arg;
+
+	while (!a->stop)
+		write_file(CGROUP "/memory.reclaim", "1M");
+	return NULL;
+}
+
+static bool batched_flush_ready(struct scene *s)
+{
+	write_file("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
+	mkdir(CGROUP, 0755);
+	if (access(CGROUP "/memory.reclaim", W_OK) || !enter_cgroup(CGROUP))
+		s->skip = "no memory cgroup";
+	else if (!write_file("/proc/sys/vm/laptop_mode", "1"))
+		s->skip = "no laptop_mode";
+	return !s->skip && two_cpus(s);
+}
+
+static void scenario_batched_flush(struct scene *s)
+{
+	struct actor reclaimer = { .scene = s }, writer;
+	size_t len = NR_PAGES * s->page;
+	char *others;
+
+	if (!batched_flush_ready(s))
+		return;
+	/* Charged to the cgroup, like the memory of others */
+	fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, len);
+	memset(s->map, OLD_BYTE, len);
+	others = mmap(NULL, OTHERS, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	actor_start(&writer, s, store_often);
+	run_on(writer.thread, 1);
+	run_on(pthread_self(), 0);
+	pthread_create(&reclaimer.thread, NULL, reclaim_all, &reclaimer);
+	for (unsigned int i = 0; i < s->rounds && !s->violations; i++) {
+		usleep(50 * (i % 37));
+		protect_and_look(s, 300);
+	}
+	actor_stop(&writer);
+	actor_stop(&reclaimer);
+	munmap(others, OTHERS);
+	write_file("/proc/sys/vm/laptop_mode", "0");
+	enter_cgroup("/sys/fs/cgroup");
+	rmdir(CGROUP);
 }
 
 /* pins: a buffer that a ring keeps can be written without any page table */
@@ -429,6 +633,28 @@ static void scenario_pin_folios(struct scene *s)
 	scenario_path(s, P_udmabuf);
 }
 
+/* splice: a pipe's worth is written before a later page fails the rest */
+static void scenario_splice(struct scene *s)
+{
+	const size_t nr = 40;
+	struct job job = {
+		.fd = s->fd, .nfd = -1, .map = s->map, .byte = NEW_BYTE,
+		.len = nr * s->page,
+	};
+
+	if (!job_init(&job, &paths[P_sendfile]) || prepare_src(&job) < 0 ||
+	    ftruncate(s->fd, nr * s->page)) {
+		s->skip = "no source";
+		return;
+	}
+	if (!protect_pages(s->fd, nr - 1, 1, MEMFD_PROTECT_DENY)) {
+		s->tries++;
+		job.path->run(&job);
+		s->violations += *s->view != OLD_BYTE;
+	}
+	job_exit(&job);
+}
+
 /*
  * remote: /proc/PID/mem has the page, and copies to it when protection has come
  * meanwhile.
@@ -479,34 +705,44 @@ FIXTURE_VARIANT_ADD(hook, _name) { \
 }
 
 HOOK(set_ptes, "set_ptes", "fault", 3000, 60);
+HOOK(set_ptes_read, "set_ptes", NULL, 0, 1);
 HOOK(wp_recheck, "wp_recheck", "fault", 6000, 60);
 HOOK(pte_mprotect, "pte", NULL, 0, 1);
 HOOK(pte_migrate, "pte", NULL, 0, 100);
+HOOK(pte_numa, "pte", NULL, 0, 1);
 HOOK(pmd, "pmd", NULL, 0, 1);
 HOOK(flush, "flush", NULL, 0, 50);
+HOOK(nested_flush, "nested_flush", NULL, 0, 1500);
+HOOK(batched_flush, "batched_flush", NULL, 0, 1500);
 HOOK(pins, "pins", NULL, 0, 1);
 HOOK(flight, "flight", "flight", 20000, 1);
 HOOK(write, "write", NULL, 0, 1);
 HOOK(punch, "punch", NULL, 0, 1);
 HOOK(truncate, "truncate", NULL, 0, 1);
+HOOK(splice, "splice", NULL, 0, 1);
 HOOK(remote, "remote", "remote", 5000, 60);
 HOOK(pin_folios, "pin_folios", NULL, 0, 1);
 
+static void debug_clear(const char *dir)
+{
+	char path[128];
+	struct dirent *entry;
+	DIR *list;
+
+	snprintf(path, sizeof(path), DEBUG_DIR "/%s", dir);
+	list = opendir(path);
+	if (!list)
+		return;
+	while ((entry = readdir(list)))
+		if (entry->d_name[0] != '.')
+			debug_set(dir, entry->d_name, 0);
+	closedir(list);
+}
+
 static void hooks_reset(void)
 {
-	static const char * const hooks[] = {
-		"set_ptes", "wp_recheck", "pte", "pmd", "flush",
-		"nested_flush", "batched_flush", "pins", "flight", "write",
-		"punch", "truncate", "remote", "pin_folios", "get_pages",
-	};
-	static const char * const delays[] = {
-		"fault", "flight", "remote", "enqueue",
-	};
-
-	for (size_t i = 0; i < ARRAY_SIZE(hooks); i++)
-		debug_set("disable", hooks[i], 0);
-	for (size_t i = 0; i < ARRAY_SIZE(delays); i++)
-		debug_set("delay_us", delays[i], 0);
+	debug_clear("disable");
+	debug_clear("delay_us");
 }
 
 FIXTURE_SETUP(hook)
@@ -560,6 +796,61 @@ TEST_F(hook, is_missed)
 	EXPECT_LT(0, self->scene.violations)
 		TH_LOG("%u tries without the hook, and nothing went wrong",
 		       self->scene.tries);
+}
+
+/*
+ * A writer that has asked, and is about to sleep, when the range is lifted:
+ * it must see that, or it sleeps for ever. There is nothing to switch off.
+ */
+FIXTURE(window) { };
+
+FIXTURE_SETUP(window)
+{
+	if (!debug_set("delay_us", "enqueue", 20000))
+		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+}
+
+FIXTURE_TEARDOWN_PARENT(window)
+{
+	hooks_reset();
+}
+
+static long store_byte(void *arg)
+{
+	*(volatile char *)arg = NEW_BYTE;
+	return 1;
+}
+
+TEST_F(window, no_wakeup_is_lost)
+{
+	size_t page = page_size();
+	struct writer w;
+	int fd, nfd;
+	char *map;
+
+	fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
+	ASSERT_EQ(0, ftruncate(fd, page));
+	map = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	for (int i = 0; i < 12; i++) {
+		nfd = sys_memfd_notify(fd, 0);
+		ASSERT_LE(0, nfd);
+		ASSERT_EQ(0, protect_pages(fd, 0, 1, MEMFD_PROTECT_WAIT));
+		ASSERT_TRUE(writer_start(&w, nfd, store_byte, map));
+		while (!w.out->started)
+			usleep(100);
+		usleep(i * 3000);
+		/* One way or the other, before it sleeps, or after */
+		if (i % 2)
+			close(nfd);
+		else
+			EXPECT_EQ(0, unprotect_pages(fd, 0, 1));
+		EXPECT_TRUE(writer_finishes(&w)) TH_LOG("round %d", i);
+		EXPECT_EQ(0, w.out->sig);
+		writer_free(&w);
+		if (i % 2 == 0)
+			close(nfd);
+	}
 }
 
 int main(int argc, char **argv)

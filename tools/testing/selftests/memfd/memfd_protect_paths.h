@@ -73,14 +73,14 @@ struct job {
 	int nfd;		/* its event fd, which no child may keep */
 	char *map;		/* of the whole file */
 	size_t offset;		/* of the page, in bytes */
-	size_t len;		/* one page */
+	size_t len;		/* one page; more where the path can do that */
 	unsigned char byte;	/* what is written */
 	bool touch;		/* make PTEs writable before protection */
 
 	int out;		/* the memfd, opened again */
 	int fds[2];
 	int src;		/* a file full of @byte */
-	char *buf;		/* a page full of @byte, page-aligned */
+	char *buf;		/* @len bytes of @byte, page-aligned */
 	pid_t child;
 	char *stack;
 	aio_context_t aio;
@@ -107,11 +107,11 @@ static inline bool job_init(struct job *job, const struct path *path)
 	job->aio = 0;
 	job->word = mmap(NULL, page_size(), PROT_READ | PROT_WRITE,
 			 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	job->buf = mmap(NULL, page_size(), PROT_READ | PROT_WRITE,
+	job->buf = mmap(NULL, job->len, PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (job->buf == MAP_FAILED || job->word == MAP_FAILED)
 		return false;
-	memset(job->buf, job->byte, page_size());
+	memset(job->buf, job->byte, job->len);
 	return true;
 }
 
@@ -140,7 +140,7 @@ static inline void job_exit(struct job *job)
 	close_if_open(&job->fds[1]);
 	if (job->stack)
 		munmap(job->stack, 65536);
-	munmap(job->buf, page_size());
+	munmap(job->buf, job->len);
 	munmap((void *)job->word, page_size());
 }
 
@@ -247,6 +247,8 @@ static inline long run_copy_file_range(struct job *job)
 static inline long prepare_pipe(struct job *job)
 {
 	if (pipe2(job->fds, O_CLOEXEC))
+		return -errno;
+	if (fcntl(job->fds[1], F_SETPIPE_SZ, job->len) < 0)
 		return -errno;
 	if (write(job->fds[1], job->buf, job->len) != (ssize_t)job->len)
 		return -EIO;

@@ -132,7 +132,7 @@ static void *round_thread(void *arg)
 
 /* Up to the moment at which the page would be protected */
 static bool round_prepare(struct round *r, const struct path *path,
-			  size_t page, bool touch)
+			  size_t page, size_t nr, bool touch)
 {
 	memset(&r->out, 0, sizeof(r->out));
 	r->stage = STAGE_START;
@@ -141,7 +141,7 @@ static bool round_prepare(struct round *r, const struct path *path,
 	r->job.nfd = r->target.nfd;
 	r->job.map = r->target.map;
 	r->job.offset = page * page_size();
-	r->job.len = page_size();
+	r->job.len = nr * page_size();
 	r->job.byte = NEW_BYTE;
 	r->job.touch = touch;
 	if (!job_init(&r->job, path))
@@ -269,7 +269,7 @@ static bool path_works(struct __test_metadata *_metadata, struct round *r,
 	struct snapshot *before = &r->before;
 	bool same;
 
-	if (!round_prepare(r, path, FREE_PAGE, true)) {
+	if (!round_prepare(r, path, FREE_PAGE, 1, true)) {
 		EXPECT_TRUE(false) TH_LOG("cannot prepare");
 		return false;
 	}
@@ -307,7 +307,7 @@ static void round_begin(struct __test_metadata *_metadata, struct round *r,
 		ASSERT_EQ(0, madvise(r->target.map, r->target.size,
 				     MADV_DONTNEED));
 	}
-	ASSERT_TRUE(round_prepare(r, path, THE_PAGE, touch == TOUCHED));
+	ASSERT_TRUE(round_prepare(r, path, THE_PAGE, 1, touch == TOUCHED));
 	ASSERT_EQ(0, protect_pages(r->target.fd, THE_PAGE, 1, variant->mode))
 		TH_LOG("%s", touch_names[touch]);
 	ASSERT_TRUE(snapshot_take(&r->before, r->target.fd));
@@ -518,7 +518,7 @@ static void round_beside_store(struct __test_metadata *_metadata,
 	ASSERT_NE(NULL, store);
 	round_begin(_metadata, r, variant, TOUCHED);
 	store->target = r->target;
-	ASSERT_TRUE(round_prepare(store, &paths[P_store], THE_PAGE, false));
+	ASSERT_TRUE(round_prepare(store, &paths[P_store], THE_PAGE, 1, false));
 	round_go(store);
 	ASSERT_TRUE(readable(r->target.nfd, LONG_MS));
 	round_go(r);
@@ -589,6 +589,100 @@ TEST_F(path, is_caught)
 	}
 	if (job_waits(variant))
 		round_beside_store(_metadata, r, variant);
+}
+
+/*
+ * A call that writes many pages is one: it fails, or waits, before it has
+ * written the first, though only a late one is protected.
+ */
+
+#define WHOLE_PAGES	48
+#define WHOLE_START	4
+#define WHOLE_NR	40
+#define WHOLE_LATE	40
+
+FIXTURE(whole) {
+	struct round *round;
+};
+
+FIXTURE_VARIANT(whole) {
+	enum path_nr nr;
+};
+
+#define WHOLE(_name) \
+FIXTURE_VARIANT_ADD(whole, _name) { .nr = P_##_name }
+
+WHOLE(write);
+WHOLE(pwrite);
+WHOLE(pwritev2);
+WHOLE(direct);
+WHOLE(sendfile);
+WHOLE(copy_file_range);
+WHOLE(splice);
+WHOLE(aio_write);
+WHOLE(uring_write);
+WHOLE(uring_write_fixed);
+WHOLE(uring_write_sqpoll);
+WHOLE(uring_splice);
+
+FIXTURE_SETUP(whole)
+{
+	self->round = calloc(1, sizeof(*self->round));
+	ASSERT_NE(NULL, self->round);
+}
+
+FIXTURE_TEARDOWN(whole)
+{
+	free(self->round);
+}
+
+static void whole_begin(struct __test_metadata *_metadata, struct round *r,
+			enum path_nr nr, unsigned int mode)
+{
+	ASSERT_TRUE(target_init(&r->target, WHOLE_PAGES, 0));
+	ASSERT_EQ(0, protect_pages(r->target.fd, WHOLE_LATE, 1, mode));
+	ASSERT_TRUE(round_prepare(r, &paths[nr], WHOLE_START, WHOLE_NR,
+				  false));
+	round_go(r);
+}
+
+TEST_F(whole, denied_as_a_whole)
+{
+	struct round *r = self->round;
+
+	whole_begin(_metadata, r, variant->nr, MEMFD_PROTECT_DENY);
+	ASSERT_TRUE(round_ended(r));
+	EXPECT_EQ(-EPERM, r->out.ret);
+	EXPECT_TRUE(file_filled_with(r->target.fd, 0, WHOLE_PAGES, OLD_BYTE));
+	round_exit(r);
+}
+
+TEST_F(whole, waits_before_it_writes)
+{
+	static const uint32_t actions[] = {
+		MEMFD_RESOLVE_DENY, MEMFD_RESOLVE_ALLOW,
+	};
+	struct round *r = self->round;
+	struct memfd_event ev;
+
+	for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
+		whole_begin(_metadata, r, variant->nr, MEMFD_PROTECT_WAIT);
+		ASSERT_TRUE(read_event(r->target.nfd, &ev));
+		EXPECT_EQ(MEMFD_EVENT_WRITE, ev.type);
+		EXPECT_EQ(WHOLE_LATE * page_size(), ev.offset);
+		EXPECT_EQ(page_size(), ev.length);
+		EXPECT_TRUE(file_filled_with(r->target.fd, 0, WHOLE_PAGES,
+					     OLD_BYTE));
+		EXPECT_EQ(0, resolve(r->target.nfd, ev.cookie, actions[i]));
+		ASSERT_TRUE(round_ended(r));
+		EXPECT_EQ(actions[i] == MEMFD_RESOLVE_DENY ? -EPERM :
+			  WHOLE_NR * (long)page_size(), r->out.ret);
+		EXPECT_TRUE(file_filled_with(r->target.fd, WHOLE_START,
+					     WHOLE_NR, actions[i] ?
+					     OLD_BYTE : NEW_BYTE));
+		EXPECT_EQ(0, drain_events(r->target.nfd));
+		round_exit(r);
+	}
 }
 
 /* The log of ASYNC ranges */
