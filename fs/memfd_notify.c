@@ -33,7 +33,7 @@
 /* Ranges that a scan takes at a time: 16 KiB of them. */
 #define SCAN_BATCH	1024
 /* The first byte that no file can have. */
-#define SCAN_END	(1ULL << 63)
+#define SCAN_END	BIT_ULL(63)
 
 #define FEATURES	(MEMFD_FEATURE_WAIT | MEMFD_FEATURE_ASYNC | \
 			 MEMFD_FEATURE_DENY | MEMFD_FEATURE_RESOLVE | \

@@ -80,6 +80,7 @@ static enum memfd_mode mode_at(struct memfd_protect *mp, pgoff_t index)
  */
 static bool page_protected(struct memfd_protect *mp, pgoff_t index)
 {
+	/* Pairs with smp_mb() in memfd_walk_protect(). */
 	smp_mb__after_spinlock();
 	return mode_at(mp, index) != MEMFD_MODE_NONE;
 }
@@ -97,8 +98,7 @@ static bool page_protected(struct memfd_protect *mp, pgoff_t index)
  * Context: &memfd_protect.lock.
  * Return: True if a memfd_protect() under way concerns any of them.
  */
-bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first,
-			     pgoff_t last)
+bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
 {
 	return (mp->flight.seq & 1) && first <= mp->flight.last &&
 	       last >= mp->flight.first;
@@ -404,6 +404,7 @@ static enum memfd_mode mode_settled(struct memfd_protect *mp, pgoff_t index,
 		*open = (*seq & 1) && mode != MEMFD_MODE_NONE &&
 			index >= READ_ONCE(mp->flight.first) &&
 			index <= READ_ONCE(mp->flight.last);
+		/* The mode and the limits are read before flight.seq is again. */
 		smp_rmb();
 	} while (READ_ONCE(mp->flight.seq) != *seq);
 	return mode;
@@ -529,6 +530,7 @@ void __memfd_protect_set_ptes(struct vm_area_struct *vma, unsigned long addr,
 		return;
 	}
 
+	/* Pairs with smp_mb() in memfd_walk_protect(). */
 	smp_mb__after_spinlock();
 	rcu_read_lock();
 	while (nr) {
@@ -777,9 +779,9 @@ bool __memfd_protect_access_begin(struct vm_area_struct *vma,
 		memfd_delay(REMOTE);
 		return true;
 	}
-	/* memfd_protect() stores the mode before it looks for pins. */
 	if (try_grab_folio(page_folio(page), 1, FOLL_PIN))
 		return false;
+	/* memfd_protect() stores the mode before it looks for pins. */
 	smp_mb__after_atomic();
 	if (mode_at(mp, linear_page_index(vma, addr)) == MEMFD_MODE_NONE) {
 		memfd_delay(REMOTE);

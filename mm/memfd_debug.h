@@ -13,7 +13,23 @@
 #include <linux/types.h>
 
 /**
- * enum memfd_debug_hook - what can be switched off, see mm/memfd_debug.c
+ * enum memfd_debug_hook - what can be switched off
+ * @MEMFD_HOOK_SET_PTES: Page faults map protected pages read-only.
+ * @MEMFD_HOOK_WP_RECHECK: A write fault asks again under the page table lock.
+ * @MEMFD_HOOK_PTE: mprotect(), migration, NUMA hinting leave them read-only.
+ * @MEMFD_HOOK_PMD: No huge entries.
+ * @MEMFD_HOOK_FLUSH: The walk flushes TLBs.
+ * @MEMFD_HOOK_NESTED_FLUSH: ... and for others that have not flushed yet.
+ * @MEMFD_HOOK_BATCHED_FLUSH: ... and for reclaim that has not.
+ * @MEMFD_HOOK_PINS: Pages that are pinned are waited for.
+ * @MEMFD_HOOK_FLIGHT: Faults wait for the outcome of memfd_protect().
+ * @MEMFD_HOOK_WRITE: write() and its kin ask.
+ * @MEMFD_HOOK_PUNCH: Hole punching asks.
+ * @MEMFD_HOOK_TRUNCATE: Truncation asks.
+ * @MEMFD_HOOK_SPLICE: splice() and its kin ask for the whole range first.
+ * @MEMFD_HOOK_REMOTE: A remote access pins the page that it writes.
+ * @MEMFD_HOOK_PIN_FOLIOS: memfd_pin_folios() asks.
+ * @MEMFD_HOOK_NR: Their number.
  */
 enum memfd_debug_hook {
 	MEMFD_HOOK_SET_PTES,
@@ -31,7 +47,6 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_SPLICE,
 	MEMFD_HOOK_REMOTE,
 	MEMFD_HOOK_PIN_FOLIOS,
-	MEMFD_HOOK_GET_PAGES,
 	MEMFD_HOOK_NR,
 };
 
@@ -41,6 +56,7 @@ enum memfd_debug_hook {
  * @MEMFD_DELAY_FLIGHT: memfd_protect() between its walk and its decision.
  * @MEMFD_DELAY_REMOTE: Between a remote access's page and its copy.
  * @MEMFD_DELAY_ENQUEUE: Between a writer's question and its event.
+ * @MEMFD_DELAY_NR: Their number.
  */
 enum memfd_debug_delay {
 	MEMFD_DELAY_FAULT,
@@ -56,8 +72,8 @@ void memfd_debug_sleep(enum memfd_debug_delay where);
 #define memfd_hook(name)	likely(!READ_ONCE(memfd_debug_off[MEMFD_HOOK_##name]))
 #define memfd_delay(name)	memfd_debug_sleep(MEMFD_DELAY_##name)
 #else
-#define memfd_hook(name)	true
-#define memfd_delay(name)	do { } while (0)
+#define memfd_hook(name)	((void)MEMFD_HOOK_##name, true)
+#define memfd_delay(name)	((void)MEMFD_DELAY_##name)
 #endif
 
 #endif /* _MM_MEMFD_DEBUG_H */

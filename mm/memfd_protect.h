@@ -94,7 +94,7 @@ struct memfd_pending {
  * @waits: Sleeps that have ended so far.
  */
 struct memfd_waiters {
-	spinlock_t lock;
+	spinlock_t lock; /* see above */
 	struct rb_root_cached by_offset;
 	struct rb_root by_cookie;
 	struct rb_root_cached reports;
@@ -133,7 +133,7 @@ struct memfd_protect {
 	struct inode *inode;
 	dev_t dev;
 	unsigned long ino;
-	struct mutex lock;
+	struct mutex lock; /* see above */
 	struct memfd_ranges modes;
 	struct memfd_ranges log;
 	struct memfd_waiters waiters;

@@ -27,6 +27,7 @@
  * memfd_ranges_prepare() cannot fail.
  */
 
+#include <linux/bits.h>
 #include <linux/bug.h>
 #include <linux/kernel.h>
 #include <linux/slab.h>
@@ -34,9 +35,9 @@
 #include "memfd_ranges.h"
 
 #define LEAF_SHIFT	9
-#define LEAF_PAGES	(1UL << LEAF_SHIFT)
+#define LEAF_PAGES	BIT(LEAF_SHIFT)
 #define NODE_SHIFT	6
-#define NODE_SLOTS	(1UL << NODE_SHIFT)
+#define NODE_SLOTS	BIT(NODE_SHIFT)
 #define ROOT_SHIFT	(LEAF_SHIFT + 7 * NODE_SHIFT)
 
 #define VALUE_BITS	2

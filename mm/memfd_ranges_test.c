@@ -361,4 +361,5 @@ static struct kunit_suite memfd_ranges_suite = {
 	.name = "memfd_ranges",
 	.test_cases = memfd_ranges_cases,
 };
+
 kunit_test_suite(memfd_ranges_suite);

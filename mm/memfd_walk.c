@@ -63,8 +63,8 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		       unsigned long end)
 {
 	struct vm_area_struct *vma = walk->vma;
-	spinlock_t *ptl;
 	pte_t *start, *pte;
+	spinlock_t *ptl; /* of this table */
 
 	start = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
 	if (!start)
@@ -262,6 +262,7 @@ bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span)
 
 	if (!memfd_hook(PINS))
 		return false;
+	/* Modes are stored before counts are read: memfd_protect_pin_end(). */
 	smp_mb();
 	rcu_read_lock();
 	xas_for_each(&xas, folio, span->last) {
