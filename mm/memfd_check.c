@@ -148,6 +148,7 @@ void memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
 {
 	WRITE_ONCE(mp->flight.first, first);
 	WRITE_ONCE(mp->flight.last, last);
+	/* The limits are visible before the flight is. */
 	smp_store_release(&mp->flight.seq, mp->flight.seq + 1);
 	/* The flight is visible before the modes are. */
 	smp_wmb();
@@ -399,6 +400,7 @@ static enum memfd_mode mode_settled(struct memfd_protect *mp, pgoff_t index,
 	enum memfd_mode mode;
 
 	do {
+		/* flight.seq is read before the limits and the mode are. */
 		*seq = smp_load_acquire(&mp->flight.seq);
 		mode = mode_at(mp, index);
 		*open = (*seq & 1) && mode != MEMFD_MODE_NONE &&
