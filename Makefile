@@ -22,7 +22,7 @@ check-debug: kernel-debug programs	## run the tests on the debug kernel
 	@scripts/check debug
 
 bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/
-	@scripts/bench
+	@if [ -x scripts/bench ]; then scripts/bench; else echo "bench: none yet"; exit 1; fi
 
 shell: kernel programs	## a shell in the guest (Ctrl-A x ends the machine)
 	@scripts/guest --timeout 0 -- bash
@@ -49,6 +49,9 @@ refresh:	## bring edits in build/linux back (PATCH=name FILE=path for a new hook
 series: setup	## write the series as git am-able mails to out/
 	@scripts/series out
 
+each-patch: setup	## build a kernel after each patch of the series (slow)
+	@scripts/each-patch
+
 lint: kernel	## checkpatch, sparse, W=1, kernel-doc, shellcheck, SPDX
 	@scripts/lint
 
@@ -60,4 +63,4 @@ clean:		## remove everything that was built
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check check-debug bench shell gdb kernel kernel-debug \
-	kernel-vanilla programs refresh series lint compile_commands.json clean
+	kernel-vanilla programs refresh series each-patch lint compile_commands.json clean
