@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the first write to an unprotected page costs, in a memfd with
+ * MFD_ALLOW_PROTECT and in a plain one.
+ *
+ * Both kinds take turns, in files and mappings made anew for each round. Only
+ * the stores are timed, one to each page.
+ */
+#include "bench.h"
+
+#define SIZE	(64UL << 20)
+#define PAGES	(SIZE / PAGE)
+#define ROUNDS	7
+
+enum kind { PLAIN, PROTECTABLE, KINDS };
+
+struct file {
+	enum kind kind;
+	int fd;
+	int nfd;		/* event fd, or -1 */
+	char *map;		/* where the stores go */
+};
+
+/* Every page is there, and no page table knows of it */
+static void populate(struct file *f)
+{
+	static char page[16 * PAGE];
+
+	for (size_t at = 0; at < SIZE; at += sizeof(page))
+		if (pwrite(f->fd, page, sizeof(page), at) != sizeof(page))
+			err(1, "pwrite");
+}
+
+static void populate_and_read(struct file *f)
+{
+	populate(f);
+	for (size_t at = 0; at < SIZE; at += PAGE)
+		(void)*(volatile char *)(f->map + at);
+}
+
+static void nothing(struct file *f)
+{
+	(void)f;
+}
+
+/* Mapped and written to, then protected and unprotected */
+static void lift(struct file *f, unsigned int mode)
+{
+	populate(f);
+	write_pages(f->map, SIZE, PAGE);
+	if (f->kind == PLAIN) {
+		/* Nothing there takes write access away: drop the entries. */
+		madvise(f->map, SIZE, MADV_DONTNEED);
+		return;
+	}
+	protect(f->fd, 0, SIZE, mode);
+	unprotect(f->fd, 0, SIZE);
+}
+
+static void lift_deny(struct file *f)
+{
+	lift(f, MEMFD_PROTECT_DENY);
+}
+
+static void lift_wait(struct file *f)
+{
+	if (f->kind == PROTECTABLE)
+		f->nfd = notify(f->fd);
+	lift(f, MEMFD_PROTECT_WAIT);
+}
+
+/* The same, and the mapping is a new one */
+static void lift_and_map(struct file *f)
+{
+	lift_deny(f);
+	munmap(f->map, SIZE);
+	f->map = map_shared(f->fd, SIZE);
+}
+
+/* Something else of the file is protected: answers are no longer at the root */
+static void other_half(struct file *f)
+{
+	populate(f);
+	if (f->kind == PROTECTABLE)
+		protect(f->fd, SIZE, SIZE, MEMFD_PROTECT_DENY);
+}
+
+/* Every other page is protected, so every answer is at the lowest level */
+static void fragment(struct file *f)
+{
+	populate(f);
+	if (f->kind == PLAIN)
+		return;
+	for (size_t at = PAGE; at < SIZE; at += 2 * PAGE)
+		protect(f->fd, at, PAGE, MEMFD_PROTECT_DENY);
+}
+
+static const struct variant {
+	const char *name;
+	void (*prepare)(struct file *f);
+	size_t step;		/* from store to store */
+} variants[] = {
+	{ "untouched, holes", nothing, PAGE },
+	{ "populated by write(2), mapped anew", populate, PAGE },
+	{ "populated, read through the mapping first", populate_and_read, PAGE },
+	{ "written, DENY, unprotected [1]", lift_deny, PAGE },
+	{ "written, WAIT, unprotected [1]", lift_wait, PAGE },
+	{ "the same with DENY, mapped anew", lift_and_map, PAGE },
+	{ "populated, a later range protected", other_half, PAGE },
+	{ "between protected pages (every other one)", fragment, 2 * PAGE },
+};
+
+#define VARIANTS (sizeof(variants) / sizeof(variants[0]))
+
+static struct measured {
+	struct series ns;	/* a page */
+	struct series faults;	/* a page */
+} measured[VARIANTS][KINDS];
+
+static long faults(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt;
+}
+
+static void measure(const struct variant *v, int kind, struct measured *to)
+{
+	struct file f = { .kind = kind, .nfd = -1 };
+	size_t pages = SIZE / v->step;
+	uint64_t start;
+	long before;
+
+	f.fd = memfd(kind == PROTECTABLE ? MFD_ALLOW_PROTECT : 0, SIZE);
+	f.map = map_shared(f.fd, SIZE);
+	v->prepare(&f);
+
+	before = faults();
+	start = now_ns();
+	write_pages(f.map, SIZE, v->step);
+	add(&to->ns, (double)(now_ns() - start) / pages);
+	add(&to->faults, (double)(faults() - before) / pages);
+
+	munmap(f.map, SIZE);
+	if (f.nfd >= 0)
+		close(f.nfd);
+	close(f.fd);
+}
+
+/* A kernel without the feature has plain memfds only */
+static int nr_kinds(void)
+{
+	int fd = syscall(__NR_memfd_create, "bench", MFD_ALLOW_PROTECT);
+
+	if (fd < 0)
+		return PROTECTABLE;
+	close(fd);
+	return KINDS;
+}
+
+static void say_row(const char *name, struct measured *of)
+{
+	say("%-42s", name);
+	for (int kind = 0; kind < KINDS; kind++, of++) {
+		if (of->ns.nr)
+			say(" %8.1f (%7.1f to %7.1f) %7.3f", median(&of->ns),
+			    lowest(&of->ns), highest(&of->ns),
+			    median(&of->faults));
+		else
+			say(" %36s", "");
+	}
+}
+
+int main(int argc, char **argv)
+{
+	int kinds = nr_kinds();
+	double worst = 0;
+
+	open_results(argc, argv);
+	run_on(0);
+	say_machine("First write to unprotected pages: MFD_ALLOW_PROTECT and a plain memfd",
+		    "bench/first_touch");
+	say("1 process, %lu MiB, one store a page, %d rounds, the two kinds in turn.\n"
+	    "ns a page: median (lowest to highest); page faults a page.\n\n",
+	    SIZE >> 20, ROUNDS);
+
+	/* The first round of all warms up, and is not counted. */
+	for (int round = -1; round < ROUNDS; round++)
+		for (size_t i = 0; i < VARIANTS; i++)
+			for (int kind = 0; kind < kinds; kind++) {
+				struct measured none = { .ns.nr = 0 };
+
+				measure(&variants[i], kind,
+					round < 0 ? &none : &measured[i][kind]);
+			}
+
+	say("%-42s %28s %7s %28s %7s %7s\n", "", "plain", "faults",
+	    "MFD_ALLOW_PROTECT", "faults", "ratio");
+	for (size_t i = 0; i < VARIANTS; i++) {
+		double ratio = median(&measured[i][PROTECTABLE].ns) /
+			       median(&measured[i][PLAIN].ns);
+
+		say_row(variants[i].name, measured[i]);
+		say(" %7.3f\n", ratio);
+		if (ratio > worst)
+			worst = ratio;
+	}
+	say("\n[1] plain: page-table entries dropped with MADV_DONTNEED instead.\n");
+	if (kinds == KINDS)
+		say("\nhighest ratio %.3f: %s 1.10\n", worst,
+		    worst <= 1.10 ? "within" : "NOT within");
+	return worst > 1.10;
+}
