@@ -202,7 +202,9 @@ int main(int argc, char **argv)
 			       median(&measured[i][PLAIN].ns);
 
 		say_row(variants[i].name, measured[i]);
-		say(" %7.3f\n", ratio);
+		if (kinds == KINDS)
+			say(" %7.3f", ratio);
+		say("\n");
 		if (ratio > worst)
 			worst = ratio;
 	}
