@@ -201,25 +201,27 @@ static int log_run(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 }
 
 /*
- * Moves the ASYNC pages of a range from protected to logged. Returns how many
- * runs that were, or an error. mp->lock is held.
+ * Moves the ASYNC pages of a range from protected to logged. Tells whether there
+ * were any, also if memory runs out. mp->lock is held.
  */
 static int log_range(struct memfd_protect *mp, pgoff_t first, pgoff_t end,
-		     gfp_t gfp)
+		     gfp_t gfp, bool *any)
 {
 	pgoff_t last = end;
-	int err, runs = 0;
+	int err;
+
+	*any = false;
 
 	while (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_ASYNC), &first,
 				 &last)) {
 		err = log_run(mp, first, last, gfp);
 		if (err)
 			return err;
-		runs++;
+		*any = true;
 		first = last + 1;
 		last = end;
 	}
-	return runs;
+	return 0;
 }
 
 /* Tells the event fd if the log was empty before. mp->lock is held. */
@@ -232,7 +234,7 @@ static void log_tell(struct memfd_protect *mp,
 	dirty.type = MEMFD_EVENT_DIRTY;
 	dirty.flags = 0;
 	if (!READ_ONCE(mp->waiters.logged))
-		event = memfd_pending_alloc(&dirty);
+		event = memfd_pending_alloc(&dirty, __GFP_NOFAIL);
 	memfd_waiters_set_dirty(&mp->waiters, event);
 }
 
@@ -240,14 +242,15 @@ static void log_tell(struct memfd_protect *mp,
 static int log_locked(struct memfd_protect *mp,
 		      const struct memfd_writer *writer)
 {
-	int runs = log_range(mp, writer->first, writer->last,
-			     GFP_KERNEL_ACCOUNT);
+	bool any;
+	int err = log_range(mp, writer->first, writer->last,
+			    GFP_KERNEL_ACCOUNT, &any);
 
-	if (runs <= 0)
-		return runs;
-	trace_caught(mp, writer, MEMFD_MODE_ASYNC);
-	log_tell(mp, writer);
-	return 0;
+	if (any) {
+		trace_caught(mp, writer, MEMFD_MODE_ASYNC);
+		log_tell(mp, writer);
+	}
+	return err;
 }
 
 /**
@@ -276,7 +279,8 @@ int memfd_check_log(struct memfd_protect *mp, const struct memfd_writer *writer)
  * @span: The pages. Those that have another mode by now are passed over.
  * @tell: Whether the event fd is to be told that the log is not empty.
  *
- * Context: May sleep. Never fails: nothing that was written may be forgotten.
+ * Context: May sleep. &memfd_protect.lock, nothing of @span in flight. Never
+ * fails: nothing that was written may be forgotten.
  */
 void memfd_check_unlog(struct memfd_protect *mp, const struct memfd_span *span,
 		       bool tell)
@@ -286,15 +290,16 @@ void memfd_check_unlog(struct memfd_protect *mp, const struct memfd_span *span,
 		.last = span->last,
 	};
 
-	mutex_lock(&mp->lock);
-	if (log_range(mp, span->first, span->last,
-		      GFP_KERNEL_ACCOUNT | __GFP_NOFAIL) > 0) {
-		if (tell)
-			log_tell(mp, &writer);
-		else
-			memfd_waiters_set_dirty(&mp->waiters, NULL);
-	}
-	mutex_unlock(&mp->lock);
+	bool any;
+
+	log_range(mp, span->first, span->last,
+		  GFP_KERNEL_ACCOUNT | __GFP_NOFAIL, &any);
+	if (!any)
+		return;
+	if (tell)
+		log_tell(mp, &writer);
+	else
+		memfd_waiters_set_dirty(&mp->waiters, NULL);
 }
 
 /*
@@ -327,12 +332,14 @@ static void fault_deny(struct vm_fault *vmf)
 
 /*
  * User mode comes back to signals by itself. A fault in kernel mode would be
- * tried again at once with the signal still pending, so it only dies of one.
+ * tried again at once with the signal still pending, so it only dies of one. It
+ * may hold locks of the system call that it is in, and sleeps with them anyway.
  */
 static unsigned int fault_sleep_state(unsigned int flags)
 {
-	return (flags & FAULT_FLAG_USER ? TASK_INTERRUPTIBLE : TASK_KILLABLE) |
-	       TASK_FREEZABLE;
+	if (flags & FAULT_FLAG_USER)
+		return TASK_INTERRUPTIBLE | TASK_FREEZABLE;
+	return TASK_KILLABLE | TASK_FREEZABLE_UNSAFE;
 }
 
 static bool fault_may_wait(struct memfd_protect *mp, unsigned int flags)
@@ -372,7 +379,11 @@ static vm_fault_t fault_wait(struct vm_fault *vmf, struct memfd_protect *mp,
 	return VM_FAULT_RETRY;
 }
 
-/* Sleeps until the memfd_protect() that was under way at @seq is settled. */
+/*
+ * Sleeps until the memfd_protect() that was under way at @seq is settled. A fault
+ * that cannot drop its lock keeps it: memfd_protect() does not need it, and takes
+ * a bounded time. Returns 0 to ask again.
+ */
 static vm_fault_t fault_settle(struct vm_fault *vmf, struct memfd_protect *mp,
 			       unsigned int seq)
 {
@@ -380,6 +391,10 @@ static vm_fault_t fault_settle(struct vm_fault *vmf, struct memfd_protect *mp,
 
 	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
 		return VM_FAULT_RETRY;
+	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
+		return wait_event_state(mp->flight.settled,
+					READ_ONCE(mp->flight.seq) != seq,
+					TASK_KILLABLE) ? VM_FAULT_SIGBUS : 0;
 	kref_get(&mp->ref);
 	release_fault_lock(vmf);
 	wait_event_state(mp->flight.settled,
@@ -423,6 +438,7 @@ vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 	};
 	enum memfd_mode mode;
 	unsigned int seq;
+	vm_fault_t ret;
 	bool open;
 	int err;
 
@@ -430,9 +446,12 @@ vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 		return VM_FAULT_SIGBUS;
 again:
 	mode = mode_settled(mp, vmf->pgoff, &seq, &open);
-	if (open && (vmf->flags & FAULT_FLAG_ALLOW_RETRY) &&
-	    memfd_hook(FLIGHT))
-		return fault_settle(vmf, mp, seq);
+	if (open && memfd_hook(FLIGHT)) {
+		ret = fault_settle(vmf, mp, seq);
+		if (ret)
+			return ret;
+		goto again;
+	}
 
 	switch (mode) {
 	case MEMFD_MODE_WAIT:
@@ -442,7 +461,7 @@ again:
 		return VM_FAULT_SIGBUS;
 	case MEMFD_MODE_ASYNC:
 		err = memfd_check_log(mp, &writer);
-		if (err == -EAGAIN && (vmf->flags & FAULT_FLAG_ALLOW_RETRY))
+		if (err == -EAGAIN)
 			goto again;
 		if (err)
 			return VM_FAULT_OOM;
@@ -646,6 +665,9 @@ static int call_check(struct memfd_protect *mp, struct inode *inode,
 	memfd_delay(ENQUEUE);
 	err = memfd_waiters_wait(mp, writer);
 	inode_lock(inode);
+	/* io_uring does not know how to restart all of its operations. */
+	if (err == -ERESTARTSYS && (current->flags & PF_IO_WORKER))
+		err = -EINTR;
 	return err ?: -EAGAIN;
 }
 
@@ -747,7 +769,7 @@ static int call_check_pieces(struct inode *inode, loff_t pos, loff_t len)
 int __memfd_protect_splice_file(struct file *in, loff_t in_pos,
 				struct file *out, loff_t out_pos, size_t len)
 {
-	loff_t there = i_size_read(file_inode(in)) - in_pos;
+	loff_t there = i_size_read(in->f_mapping->host) - in_pos;
 
 	return call_check_pieces(file_inode(out), out_pos,
 				 min_t(loff_t, len, there));
@@ -797,6 +819,71 @@ void __memfd_protect_access_end(struct page *page)
 {
 	if (memfd_hook(REMOTE))
 		unpin_user_page(page);
+}
+
+/* The protection of the memfd that a page belongs to, with a reference. */
+static struct memfd_protect *page_protect(struct page *page, pgoff_t *index)
+{
+	struct folio *folio = page_folio(page);
+	struct memfd_protect *mp = NULL;
+	struct address_space *mapping;
+
+	rcu_read_lock();
+	mapping = READ_ONCE(folio->mapping);
+	if (mapping && !((unsigned long)mapping & PAGE_MAPPING_FLAGS) &&
+	    shmem_mapping(mapping)) {
+		mp = READ_ONCE(SHMEM_I(mapping->host)->protect);
+		if (mp && !kref_get_unless_zero(&mp->ref))
+			mp = NULL;
+		*index = folio->index + folio_page_idx(folio, page);
+	}
+	rcu_read_unlock();
+	return mp;
+}
+
+/* Whether a page that was got for writing may still be written. */
+static bool got_page(struct memfd_protect *mp, pgoff_t index)
+{
+	struct memfd_writer writer = {
+		.first = index,
+		.last = index,
+		.type = MEMFD_EVENT_FAULT,
+		.flags = MEMFD_EVENT_F_KERNEL,
+	};
+
+	WRITE_ONCE(mp->got_pages, true);
+	/* memfd_protect() stores modes before it looks for references. */
+	smp_mb();
+	/* Taken by a scan since it was got? Then it goes into the next one. */
+	if (mode_at(mp, index) == MEMFD_MODE_ASYNC)
+		memfd_check_log(mp, &writer);
+	return mode_at(mp, index) == MEMFD_MODE_NONE;
+}
+
+int __memfd_protect_got_pages(struct page **pages, int nr)
+{
+	bool ours = false;
+	int i, j;
+
+	for (i = 0; i < nr; i++) {
+		struct memfd_protect *mp;
+		bool may_write;
+		pgoff_t index;
+
+		mp = page_protect(pages[i], &index);
+		if (!mp)
+			continue;
+		ours = true;
+		may_write = !memfd_hook(GOT_PAGES) || got_page(mp, index);
+		memfd_protect_put(mp);
+		if (!may_write)
+			break;
+	}
+	for (j = i; j < nr; j++)
+		put_page(pages[j]);
+	if (ours)
+		memfd_delay(REMOTE);
+	return i ?: -EFAULT;
 }
 
 int __memfd_protect_pin_begin(struct file *file, loff_t start, loff_t end)

@@ -29,6 +29,7 @@
  * @MEMFD_HOOK_SPLICE: splice() and its kin ask for the whole range first.
  * @MEMFD_HOOK_REMOTE: A remote access pins the page that it writes.
  * @MEMFD_HOOK_PIN_FOLIOS: memfd_pin_folios() asks.
+ * @MEMFD_HOOK_GOT_PAGES: References for writing are waited for.
  * @MEMFD_HOOK_NR: Their number.
  */
 enum memfd_debug_hook {
@@ -47,6 +48,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_SPLICE,
 	MEMFD_HOOK_REMOTE,
 	MEMFD_HOOK_PIN_FOLIOS,
+	MEMFD_HOOK_GOT_PAGES,
 	MEMFD_HOOK_NR,
 };
 

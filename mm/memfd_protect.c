@@ -44,6 +44,7 @@
 #include <linux/seq_file.h>
 #include <linux/shmem_fs.h>
 #include <linux/slab.h>
+#include <linux/swap.h>
 #include <linux/syscalls.h>
 
 #include "memfd_debug.h"
@@ -63,7 +64,7 @@ static void memfd_protect_free(struct kref *ref)
 
 	memfd_ranges_destroy(&mp->modes);
 	memfd_ranges_destroy(&mp->log);
-	kfree(mp);
+	kfree_rcu(mp, rcu);
 }
 
 /**
@@ -128,13 +129,14 @@ void memfd_protect_evict(struct inode *inode)
  * @inode: A shmem inode.
  * @vma: The new VMA, its vm_ops set.
  *
- * The VMA's operations tell page faults that it is one to ask for.
+ * The VMA's operations tell page faults that it is one to ask for. What is written
+ * through a private mapping does not change the file.
  *
  * Context: mmap lock.
  */
 void memfd_protect_mmap(struct inode *inode, struct vm_area_struct *vma)
 {
-	if (SHMEM_I(inode)->protect)
+	if (SHMEM_I(inode)->protect && (vma->vm_flags & VM_MAYSHARE))
 		vma->vm_ops = &memfd_protect_vm_ops;
 }
 
@@ -170,13 +172,22 @@ static enum memfd_mode mode_of(unsigned int flags)
 }
 
 /* Waits for pins that come and go, for about 150 ms. */
-static int wait_for_pins(struct address_space *mapping,
+static int wait_for_pins(struct memfd_protect *mp,
+			 struct address_space *mapping,
 			 const struct memfd_span *span)
 {
 	struct memfd_span pinned = *span;
 	unsigned int scan;
+	bool references;
 
-	for (scan = 0; memfd_walk_pinned(mapping, &pinned); scan++) {
+	/* Pairs with the one in __memfd_protect_got_pages(). */
+	smp_mb();
+	references = READ_ONCE(mp->got_pages) && memfd_hook(GOT_PAGES);
+	/* Folios on their way to the LRU lists have a reference more. */
+	if (references)
+		lru_add_drain_all();
+	for (scan = 0; memfd_walk_pinned(mapping, &pinned, references);
+	     scan++) {
 		if (scan > PIN_LAST_SCAN)
 			return -EBUSY;
 		if (schedule_timeout_killable((HZ << scan) / 200))
@@ -206,10 +217,6 @@ static int protect_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 		err = -ENXIO;
 		goto unlock;
 	}
-	err = memfd_ranges_prepare(&mp->log, first, last, 0,
-				   GFP_KERNEL_ACCOUNT);
-	if (err)
-		goto unlock;
 	memfd_flight_begin(mp, first, last);
 	err = memfd_ranges_try_set(&mp->modes, first, last, mode,
 				   GFP_KERNEL_ACCOUNT);
@@ -221,20 +228,20 @@ unlock:
 }
 
 static void protect_end(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
-			enum memfd_mode mode, bool keep)
+			bool keep)
 {
 	mutex_lock(&mp->lock);
 	memfd_ranges_try_end(&mp->modes, keep);
-	if (keep)
+	if (keep) {
+		/* Not earlier: the log may have folded since. */
+		memfd_ranges_prepare(&mp->log, first, last, 0,
+				     GFP_KERNEL_ACCOUNT | __GFP_NOFAIL);
 		drop_log(mp, first, last);
+	}
 	memfd_flight_end(mp);
 	mutex_unlock(&mp->lock);
-	/*
-	 * Who waits in the range asks again if it is not a WAIT range any more;
-	 * or if it has become one for a moment.
-	 */
-	if (!keep || mode != MEMFD_MODE_WAIT)
-		memfd_waiters_wake(&mp->waiters, first, last);
+	/* It is not a WAIT range any more, or was one only for a moment. */
+	memfd_waiters_recheck(mp, first, last);
 }
 
 static int protect(struct memfd_protect *mp, struct inode *inode,
@@ -252,8 +259,8 @@ static int protect(struct memfd_protect *mp, struct inode *inode,
 	err = memfd_walk_protect(mapping, &span, 1);
 	memfd_delay(FLIGHT);
 	if (!err)
-		err = wait_for_pins(mapping, &span);
-	protect_end(mp, first, last, mode, !err);
+		err = wait_for_pins(mp, mapping, &span);
+	protect_end(mp, first, last, !err);
 unlock:
 	inode_unlock(inode);
 	return err;
@@ -603,6 +610,7 @@ static int scan_log(struct memfd_protect *mp, pgoff_t start, pgoff_t last,
 			break;
 		start = span->last + 1;
 		n++;
+		cond_resched();
 	}
 	if (take && memfd_ranges_empty(&mp->log))
 		memfd_waiters_drop_dirty(&mp->waiters);
@@ -617,11 +625,35 @@ static void scan_keep_pinned(struct memfd_protect *mp,
 {
 	struct memfd_span pinned = *span;
 
+	/* Pairs with the one in __memfd_protect_got_pages(). */
+	smp_mb();
 	while (pinned.first <= span->last &&
-	       memfd_walk_pinned(mp->inode->i_mapping, &pinned)) {
+	       memfd_walk_pinned(mp->inode->i_mapping, &pinned,
+				 READ_ONCE(mp->got_pages))) {
+		mutex_lock(&mp->lock);
 		memfd_check_unlog(mp, &pinned, false);
+		mutex_unlock(&mp->lock);
 		pinned.first = pinned.last + 1;
 		pinned.last = span->last;
+	}
+}
+
+/**
+ * memfd_protect_unscan() - put back what could not be told to user space
+ * @mp: Protection of the file.
+ * @spans: From memfd_protect_scan() that took them.
+ * @nr: Elements of @spans.
+ *
+ * Context: May sleep. Never fails.
+ */
+void memfd_protect_unscan(struct memfd_protect *mp,
+			  const struct memfd_span *spans, unsigned int nr)
+{
+	for (; nr--; spans++) {
+		memfd_flight_lock(mp, spans->first, spans->last,
+				  TASK_UNINTERRUPTIBLE);
+		memfd_check_unlog(mp, spans, true);
+		mutex_unlock(&mp->lock);
 	}
 }
 
@@ -655,31 +687,14 @@ int memfd_protect_scan(struct memfd_protect *mp, pgoff_t start, pgoff_t last,
 	n = scan_log(mp, start, last, spans, nr, true);
 	if (n > 0) {
 		err = memfd_walk_protect(inode->i_mapping, spans, n);
-		for (i = 0; i < n; i++) {
-			if (err)
-				memfd_check_unlog(mp, &spans[i], true);
-			else
-				scan_keep_pinned(mp, &spans[i]);
-		}
+		if (err)
+			memfd_protect_unscan(mp, spans, n);
+		for (i = 0; !err && i < n; i++)
+			scan_keep_pinned(mp, &spans[i]);
 		n = err ?: n;
 	}
 	inode_unlock(inode);
 	return n;
-}
-
-/**
- * memfd_protect_unscan() - put back what could not be told to user space
- * @mp: Protection of the file.
- * @spans: From memfd_protect_scan() that took them.
- * @nr: Elements of @spans.
- *
- * Context: May sleep. Never fails.
- */
-void memfd_protect_unscan(struct memfd_protect *mp,
-			  const struct memfd_span *spans, unsigned int nr)
-{
-	while (nr--)
-		memfd_check_unlog(mp, spans++, true);
 }
 
 /*
@@ -698,6 +713,7 @@ static void count_runs(struct memfd_ranges *ranges, unsigned int value,
 		++*runs;
 		first = last + 1;
 		last = MEMFD_RANGES_LAST;
+		cond_resched();
 	}
 }
 

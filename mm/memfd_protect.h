@@ -127,6 +127,9 @@ struct memfd_waiters {
  * @flight.last: Last page offset, likewise.
  * @flight.settled: Those who wait until it is over.
  * @kernel: MEMFD_NOTIFY_KERNEL of the event fd.
+ * @got_pages: Somebody got pages to write them, and holds mere references.
+ *	       Never false again.
+ * @rcu: For those who find it through a page.
  */
 struct memfd_protect {
 	struct kref ref;
@@ -144,6 +147,8 @@ struct memfd_protect {
 		wait_queue_head_t settled;
 	} flight;
 	bool kernel;
+	bool got_pages;
+	struct rcu_head rcu;
 };
 
 /**
@@ -176,7 +181,8 @@ static inline u64 memfd_length(pgoff_t first, pgoff_t last)
 void memfd_protect_put(struct memfd_protect *mp);
 
 /* mm/memfd_waiters.c */
-struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer);
+struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer,
+					  gfp_t gfp);
 void memfd_pending_put(struct memfd_pending *event);
 void memfd_waiters_init(struct memfd_waiters *waiters);
 void memfd_waiters_open(struct memfd_waiters *waiters);
@@ -187,6 +193,8 @@ void memfd_waiters_report(struct memfd_waiters *waiters,
 			  const struct memfd_writer *writer);
 void memfd_waiters_wake(struct memfd_waiters *waiters, pgoff_t first,
 			pgoff_t last);
+void memfd_waiters_recheck(struct memfd_protect *mp, pgoff_t first,
+			   pgoff_t last);
 bool memfd_waiters_find(struct memfd_waiters *waiters, u64 cookie,
 			struct memfd_span *span, unsigned int *nr);
 bool memfd_waiters_deny(struct memfd_waiters *waiters, u64 cookie,
@@ -202,7 +210,8 @@ void memfd_waiters_end(struct memfd_waiters *waiters,
 /* mm/memfd_walk.c */
 int memfd_walk_protect(struct address_space *mapping,
 		       const struct memfd_span *spans, unsigned int nr);
-bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span);
+bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span,
+		       bool references);
 
 /* mm/memfd_check.c */
 bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first, pgoff_t last);

@@ -30,6 +30,7 @@
 #include <linux/bits.h>
 #include <linux/bug.h>
 #include <linux/kernel.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 
 #include "memfd_ranges.h"
@@ -598,6 +599,7 @@ static void translate_slot(struct memfd_ranges *ranges, void __rcu **slot,
 		for (i = 0; i < NODE_SLOTS; i++)
 			translate_slot(ranges, &node->slots[i],
 				       shift - NODE_SHIFT, to);
+		cond_resched();
 	}
 	fold(ranges, slot, shift);
 }

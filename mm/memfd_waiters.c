@@ -40,14 +40,16 @@ static atomic64_t last_cookie;
 /**
  * memfd_pending_alloc() - make an event on behalf of the current task
  * @writer: What it is about.
+ * @gfp: 0, or __GFP_NOFAIL if nobody could do without it.
  *
  * Context: May sleep. No locks that reclaim takes.
  * Return: The event with one reference, or NULL.
  */
-struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer)
+struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer,
+					  gfp_t gfp)
 {
 	struct memfd_pending *event = kzalloc(sizeof(*event),
-					      GFP_KERNEL_ACCOUNT);
+					      GFP_KERNEL_ACCOUNT | gfp);
 
 	if (!event)
 		return NULL;
@@ -252,7 +254,7 @@ int memfd_waiters_wait(struct memfd_protect *mp,
 	int err;
 	u8 verdict;
 
-	new = memfd_pending_alloc(writer);
+	new = memfd_pending_alloc(writer, 0);
 	if (!new)
 		return -ENOMEM;
 	new->flags |= MEMFD_EVENT_F_WAITING;
@@ -287,10 +289,8 @@ int memfd_waiters_wait(struct memfd_protect *mp,
 void memfd_waiters_report(struct memfd_waiters *waiters,
 			  const struct memfd_writer *writer)
 {
-	struct memfd_pending *new = memfd_pending_alloc(writer);
+	struct memfd_pending *new = memfd_pending_alloc(writer, __GFP_NOFAIL);
 
-	if (!new)
-		return;
 	spin_lock(&waiters->lock);
 	if (waiters->open && !find_same(&waiters->reports, writer)) {
 		refcount_inc(&new->refs);
@@ -321,6 +321,35 @@ void memfd_waiters_wake(struct memfd_waiters *waiters, pgoff_t first,
 		detach(waiters,
 		       container_of(node, struct memfd_pending, offsets),
 		       MEMFD_VERDICT_RETRY);
+	spin_unlock(&waiters->lock);
+}
+
+/**
+ * memfd_waiters_recheck() - who waits for pages that are no WAIT pages asks again
+ * @mp: Protection of the file.
+ * @first: First page offset.
+ * @last: Last page offset.
+ *
+ * Context: Any but interrupts. After the change has been stored.
+ */
+void memfd_waiters_recheck(struct memfd_protect *mp, pgoff_t first,
+			   pgoff_t last)
+{
+	struct memfd_waiters *waiters = &mp->waiters;
+	struct interval_tree_node *node, *next;
+
+	spin_lock(&waiters->lock);
+	rcu_read_lock();
+	for (node = interval_tree_iter_first(&waiters->by_offset, first, last);
+	     node; node = next) {
+		next = interval_tree_iter_next(node, first, last);
+		if (memfd_ranges_get(&mp->modes, node->start) !=
+		    MEMFD_MODE_WAIT)
+			detach(waiters, container_of(node, struct memfd_pending,
+						     offsets),
+			       MEMFD_VERDICT_RETRY);
+	}
+	rcu_read_unlock();
 	spin_unlock(&waiters->lock);
 }
 
@@ -381,7 +410,7 @@ bool memfd_waiters_deny(struct memfd_waiters *waiters, u64 cookie,
  * memfd_waiters_set_dirty() - the log is not empty
  * @waiters: The file's.
  * @event: A DIRTY event to queue if it was empty, with one reference that goes
- *	   with it; or NULL for lack of memory.
+ *	   with it; or NULL if nobody is to be told.
  *
  * Context: memfd_protect.lock, which orders changes of the log.
  */

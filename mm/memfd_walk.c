@@ -231,20 +231,29 @@ int memfd_walk_protect(struct address_space *mapping,
 
 /*
  * A writer's pin on a small folio adds GUP_PIN_COUNTING_BIAS to the reference
- * count. folio_maybe_dma_pinned() would also take 1024 mappings for one.
+ * count. folio_maybe_dma_pinned() would also take 1024 mappings for one. The
+ * two counts are not read at once, so half of the bias is left for mappings that
+ * come and go in between. If references count, then all but those of page cache
+ * and mappings do.
  */
-static bool folio_is_pinned(struct folio *folio)
+static bool folio_is_pinned(struct folio *folio, bool references)
 {
+	if (references)
+		return folio_ref_count(folio) - folio_mapcount(folio) !=
+		       folio_nr_pages(folio);
 	if (folio_test_large(folio))
 		return atomic_read(&folio->_pincount) > 0;
+	if (folio_ref_count(folio) < GUP_PIN_COUNTING_BIAS)
+		return false;
 	return folio_ref_count(folio) - folio_mapcount(folio) >=
-	       GUP_PIN_COUNTING_BIAS;
+	       GUP_PIN_COUNTING_BIAS / 2;
 }
 
 /**
  * memfd_walk_pinned() - find a page that is pinned for DMA
  * @mapping: The file's.
  * @span: In: where to look. Out: the part of it that the pinned folio has.
+ * @references: Take any reference for a pin, as memfd sealing does.
  *
  * A pin for reading looks like one for writing. Pins taken through a page
  * table are seen if memfd_walk_protect() came before: GUP-fast looks at the entry
@@ -254,7 +263,8 @@ static bool folio_is_pinned(struct folio *folio)
  * Context: May sleep.
  * Return: True if there is one.
  */
-bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span)
+bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span,
+		       bool references)
 {
 	XA_STATE(xas, &mapping->i_pages, span->first);
 	unsigned int batch = 0;
@@ -268,7 +278,8 @@ bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span)
 	xas_for_each(&xas, folio, span->last) {
 		if (xas_retry(&xas, folio) || xa_is_value(folio))
 			continue;
-		if (folio_is_pinned(folio) && xas_reload(&xas) == folio) {
+		if (folio_is_pinned(folio, references) &&
+		    xas_reload(&xas) == folio) {
 			pgoff_t first = folio->index;
 			pgoff_t last = first + folio_nr_pages(folio) - 1;
 

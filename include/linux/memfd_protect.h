@@ -86,6 +86,7 @@ int __memfd_protect_splice_pipe(struct pipe_inode_info *pipe, struct file *out,
 bool __memfd_protect_access_begin(struct vm_area_struct *vma,
 				  unsigned long addr, struct page *page);
 void __memfd_protect_access_end(struct page *page);
+int __memfd_protect_got_pages(struct page **pages, int nr);
 int __memfd_protect_pin_begin(struct file *file, loff_t start, loff_t end);
 bool __memfd_protect_pin_end(struct file *file, loff_t start, loff_t end);
 
@@ -270,6 +271,24 @@ static inline void memfd_protect_access_end(struct vm_area_struct *vma,
 }
 
 /**
+ * memfd_protect_got_pages() - the kernel has got user pages to write them later
+ * @pages: The pages, got with FOLL_GET | FOLL_WRITE.
+ * @nr: Their number, or an error.
+ *
+ * memfd_protect() then takes any reference for a writer's, as memfd sealing
+ * does: these cannot be told from others.
+ *
+ * Context: May sleep.
+ * Return: How many of them are left, the references of the others given back; or
+ * an error.
+ */
+static inline int memfd_protect_got_pages(struct page **pages, int nr)
+{
+	return static_branch_unlikely(&memfd_protect_used) && nr > 0 ?
+	       __memfd_protect_got_pages(pages, nr) : nr;
+}
+
+/**
  * memfd_protect_pin_begin() - memfd_pin_folios() asks before it pins
  * @file: The memfd.
  * @start: First byte.
@@ -387,6 +406,11 @@ static inline bool memfd_protect_access_begin(struct vm_area_struct *vma,
 
 static inline void memfd_protect_access_end(struct vm_area_struct *vma,
 					    struct page *page) { }
+
+static inline int memfd_protect_got_pages(struct page **pages, int nr)
+{
+	return nr;
+}
 
 static inline int memfd_protect_pin_begin(struct file *file, loff_t start,
 					  loff_t end)
