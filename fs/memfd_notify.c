@@ -168,12 +168,10 @@ static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 				memfd_protect_unscan(mp, spans, nr);
 			return -EFAULT;
 		}
-		*total += nr;
-		if (nr)
-			scan->walk_end = (u64)(spans[nr - 1].last + 1)
-					 << PAGE_SHIFT;
-		if (nr < want)
+		if (!nr)
 			break;
+		*total += nr;
+		scan->walk_end = (u64)(spans[nr - 1].last + 1) << PAGE_SHIFT;
 		start = spans[nr - 1].last + 2;
 	}
 	/* What is left, if it is anything, is not in the log. */
@@ -207,7 +205,7 @@ static int notify_scan(struct memfd_protect *mp,
 	/* User space knows of ranges that have been taken: no error then. */
 	if (err && !total)
 		return err;
-	if (put_user(scan.walk_end, &argp->walk_end))
+	if (put_user(scan.walk_end, &argp->walk_end) && !total)
 		return -EFAULT;
 	return total;
 }
