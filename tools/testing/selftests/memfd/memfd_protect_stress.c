@@ -18,6 +18,7 @@
  */
 #include "memfd_protect_paths.h"
 
+#include <dirent.h>
 #include <sys/eventfd.h>
 
 #include "kselftest.h"
@@ -30,12 +31,13 @@
 #define LOG_START	(CHAOS_PAGES + HOLD_PAGES)	/* to the end */
 
 #define MAX_WRITERS	64
+#define DELAY_DIR	"/sys/kernel/debug/memfd_protect/delay_us"
 #define CGROUP		"/sys/fs/cgroup/memfd_protect_stress"
 
 enum count {
 	C_HOLD_WAIT, C_HOLD_DENY, C_HOLD_BUSY, C_SCANS, C_LOGGED, C_CHAOS,
 	C_EVENTS, C_ALLOW, C_DENY, C_GONE, C_CLOSES, C_FORKS, C_VM, C_RECLAIM,
-	C_MOVES, NR_COUNTS
+	C_MOVES, C_STORES, C_PINS, NR_COUNTS
 };
 
 static const char * const count_names[NR_COUNTS] = {
@@ -43,6 +45,7 @@ static const char * const count_names[NR_COUNTS] = {
 	"logged ranges", "chaos changes", "events", "resolved as allow",
 	"resolved as deny", "resolved too late", "event fd closed", "forks",
 	"mapping changes", "reclaims", "page moves",
+	"hammer's stores", "writes of pinned pages",
 };
 
 /* In shared memory: everybody counts here */
@@ -137,7 +140,7 @@ static bool may_use(const struct path *path, unsigned int nr,
 	if (path->flags & PATH_SLOW || shared->missing[nr])
 		return false;
 	/* A file that is cut off all the time is no test for the others */
-	return path->kind != PATH_TRUNCATE || !rnd(seed, 12);
+	return path->kind != PATH_TRUNCATE || !rnd(seed, 5);
 }
 
 static void write_once(struct job *job, unsigned int nr, unsigned int *seed)
@@ -186,26 +189,110 @@ static void writer(unsigned int seed)
 	_exit(0);
 }
 
-/* Stores only, as fast as possible: the sharpest eye for a writable PTE */
+/* Stores only, and no system call in between: a stale TLB entry lives long */
+struct hammer {
+	char *map;
+	unsigned int seed;
+	unsigned long stores;
+};
+
+static long hammer_some(void *arg)
+{
+	struct hammer *h = arg;
+	char *page = NULL;
+
+	for (int i = 0; i < 2000; i++) {
+		if (i % 50 == 0)
+			page = h->map + rnd(&h->seed, NR_PAGES) * page_size();
+		(*(volatile char *)page)++;
+		h->stores++;
+	}
+	return 0;
+}
+
 static void hammer(unsigned int seed)
 {
-	struct job job = {
-		.path = &paths[P_store_atomic], .nfd = -1, .byte = 1,
-	};
+	struct hammer h = { .seed = seed };
 	struct outcome out;
+
+	h.map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
+		     memfd, 0);
+	if (h.map == MAP_FAILED)
+		_exit(1);
+	while (!shared->stop) {
+		memset(&out, 0, sizeof(out));
+		h.stores = 0;
+		run_guarded(hammer_some, &h, &out);
+		count(C_STORES, h.stores);
+	}
+	_exit(0);
+}
+
+/* A page that a ring holds pinned, and writes while it does */
+static void pin_once(struct job *job, unsigned int *seed)
+{
+	struct iovec iov;
+
+	job->byte = 1 + rnd(seed, 255);
+	job->offset = rnd(seed, NR_PAGES) * page_size();
+	if (!job_init(job, &paths[P_uring_read_fixed]))
+		return;
+	iov = job_iov(job);
+	if (job->path->prepare(job) >= 0 &&
+	    io_uring_register_buffers(&job->ring, &iov, 1) >= 0) {
+		for (unsigned int i = rnd(seed, 6); i; i--) {
+			usleep(rnd(seed, 8000));
+			io_uring_prep_read_fixed(io_uring_get_sqe(&job->ring),
+						 job->src, job_addr(job),
+						 job->len, 0, 0);
+			if (uring_do(job) > 0)
+				count(C_PINS, 1);
+		}
+		io_uring_unregister_buffers(&job->ring);
+	}
+	job_exit(job);
+}
+
+static void pinner(unsigned int seed)
+{
+	struct job job = { .fd = memfd, .nfd = -1, .len = page_size() };
 
 	job.map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
 		       memfd, 0);
-	if (job.map == MAP_FAILED)
-		_exit(1);
+	while (!shared->stop && job.map != MAP_FAILED)
+		pin_once(&job, &seed);
+	_exit(0);
+}
+
+/* Windows become wide, now this one, now that one */
+static void set_delay(const char *name, unsigned int us)
+{
+	char path[320], text[16];
+
+	snprintf(path, sizeof(path), DELAY_DIR "/%s", name);
+	snprintf(text, sizeof(text), "%u", us);
+	write_file(path, text);
+}
+
+static void set_delays(unsigned int *seed)
+{
+	struct dirent *entry;
+	DIR *dir = opendir(DELAY_DIR);
+
+	if (!dir)
+		return;
+	while ((entry = readdir(dir)))
+		if (entry->d_name[0] != '.')
+			set_delay(entry->d_name, !seed || rnd(seed, 4) ? 0 :
+				  rnd(seed, 3000));
+	closedir(dir);
+}
+
+static void delay_noise(unsigned int seed)
+{
 	while (!shared->stop) {
-		for (int i = 0; i < 64; i++) {
-			job.offset = rnd(&seed, NR_PAGES) * page_size();
-			memset(&out, 0, sizeof(out));
-			run_guarded(run_job, &job, &out);
-		}
-		__atomic_fetch_add(&shared->tried[P_store_atomic], 64,
-				   __ATOMIC_RELAXED);
+		set_delays(&seed);
+		usleep(20000);
 	}
 	_exit(0);
 }
@@ -445,7 +532,7 @@ static void lift(struct held *h, size_t page, size_t nr, unsigned int mode)
 	h->holding = false;
 	if (rnd(&h->seed, 2))
 		resolve_kept(h);
-	if (mode == MEMFD_PROTECT_WAIT && !rnd(&h->seed, 16))
+	if (mode == MEMFD_PROTECT_WAIT && !rnd(&h->seed, 8))
 		return replace_nfd(h);
 	if (rnd(&h->seed, 3) == 0 && nr > 1)
 		stress_unprotect(page, nr / 2);
@@ -726,9 +813,9 @@ static bool report(unsigned long swapped)
 	bool all = truncated();
 
 	for (int i = 0; i < NR_COUNTS; i++)
-		ksft_print_msg("%-22s %10lu\n", count_names[i],
+		ksft_print_msg("%-24s %10lu\n", count_names[i],
 			       shared->counts[i]);
-	ksft_print_msg("%-22s %10lu\n", "pages swapped out", swapped);
+	ksft_print_msg("%-24s %10lu\n", "pages swapped out", swapped);
 	ksft_print_msg("%-22s %10s %10s %10s\n", "path", "tried", "done",
 		       "failed");
 	for (int i = 0; i < NR_PATHS; i++) {
@@ -768,14 +855,14 @@ static bool parse(int argc, char **argv, struct options *o)
 		else
 			return false;
 	}
-	return o->seconds && o->writers && o->writers < MAX_WRITERS - 8;
+	return o->seconds && o->writers && o->writers < MAX_WRITERS - 16;
 }
 
 static unsigned int start_all(const struct options *o, pid_t *pids)
 {
 	static void (*const noise[])(unsigned int seed) = {
-		hammer, hammer, mapping_noise, fork_noise, reclaim_noise,
-		move_noise,
+		hammer, hammer, pinner, mapping_noise, fork_noise,
+		reclaim_noise, move_noise, delay_noise,
 	};
 	unsigned int nr = 0;
 
@@ -823,6 +910,7 @@ int main(int argc, char **argv)
 	shared->stop = 1;
 	pthread_join(threads[0], NULL);
 	pthread_join(threads[1], NULL);
+	set_delays(NULL);
 	hung = end_all(pids, nr);
 	leave_cgroup();
 	powerful = report(swapped_pages() - swapped);
