@@ -42,10 +42,22 @@ struct scene {
 	size_t page;		/* page size */
 	unsigned int delay_us;
 	unsigned int rounds;
+	uint64_t end_ns;	/* goes on until then, not for @rounds */
 	unsigned int violations;
 	unsigned int tries;	/* rounds in which it could have gone wrong */
 	const char *skip;	/* why it cannot be played here */
 };
+
+/*
+ * With the hook a scenario has so many rounds. Without it, it has until it has
+ * seen a violation, or a long time: how soon depends on the machine.
+ */
+static bool goes_on(const struct scene *s, unsigned int round)
+{
+	if (s->violations)
+		return false;
+	return s->end_ns ? now_ns() < s->end_ns : round < s->rounds;
+}
 
 static volatile uint64_t *scene_view(const struct scene *s)
 {
@@ -140,7 +152,7 @@ static void scenario_set_ptes(struct scene *s)
 	struct actor a;
 
 	actor_start(&a, s, drop_and_store);
-	for (unsigned int i = 0; i < s->rounds && !s->violations; i++) {
+	for (unsigned int i = 0; goes_on(s, i); i++) {
 		protect_and_look(s, 3 * s->delay_us + 1000);
 		usleep(s->delay_us / 3 * (i % 7));
 	}
@@ -172,7 +184,7 @@ static void scenario_wp_recheck(struct scene *s)
 	struct actor a;
 
 	actor_start(&a, s, store_when_told);
-	for (unsigned int i = 0; i < s->rounds && !s->violations; i++) {
+	for (unsigned int i = 0; goes_on(s, i); i++) {
 		unsigned int turn = a.turns;
 
 		protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_ASYNC);
@@ -261,7 +273,7 @@ static void scenario_pte_migrate(struct scene *s)
 	}
 	pthread_create(&mover.thread, NULL, move_page, &mover);
 	actor_start(&writer, s, store_often);
-	for (unsigned int i = 0; i < 4 * s->rounds && !s->violations; i++) {
+	for (unsigned int i = 0; goes_on(s, i); i++) {
 		protect_and_look(s, 2000 + s->delay_us);
 		usleep(i % 5 * 200);
 	}
@@ -414,7 +426,7 @@ static void scenario_flush(struct scene *s)
 	actor_start(&a, s, store_often);
 	run_on(a.thread, 1);
 	run_on(pthread_self(), 0);
-	for (unsigned int i = 0; i < 4 * s->rounds && !s->violations; i++) {
+	for (unsigned int i = 0; goes_on(s, i); i++) {
 		usleep(500);
 		protect_and_count(&a, 1000);
 	}
@@ -458,7 +470,7 @@ static void scenario_nested_flush(struct scene *s)
 	run_on(writer.thread, 1);
 	run_on(pthread_self(), 0);
 	pthread_create(&protector.thread, NULL, mprotect_all, &protector);
-	for (unsigned int i = 0; i < s->rounds && !large.violations; i++) {
+	for (unsigned int i = 0; goes_on(&large, i); i++) {
 		usleep(100 * (i % 37));
 		protect_and_count(&writer, 500);
 	}
@@ -515,7 +527,7 @@ static void scenario_batched_flush(struct scene *s)
 	run_on(pthread_self(), 0);
 	pthread_create(&mover.thread, NULL, move_batch, &mover);
 	run_on(mover.thread, 0);
-	for (unsigned int i = 0; i < s->rounds && !s->violations; i++) {
+	for (unsigned int i = 0; goes_on(s, i); i++) {
 		usleep(100 * (i % 37));
 		protect_and_count(&writer, 300);
 	}
@@ -687,11 +699,70 @@ static void scenario_remote(struct scene *s)
 	struct actor a;
 
 	actor_start(&a, s, write_proc_mem);
-	for (unsigned int i = 0; i < s->rounds && !s->violations; i++) {
+	for (unsigned int i = 0; goes_on(s, i); i++) {
 		usleep(s->delay_us / 3 * (i % 5));
 		protect_and_look(s, 2 * s->delay_us + 1000);
 	}
 	actor_stop(&a);
+}
+
+/*
+ * got_pages: reading /dev/fuse gets the pages of its buffer without a pin, and
+ * writes them later. The first request is there as soon as it is mounted.
+ */
+struct fuse_scene {
+	struct scene *scene;
+	int fd;
+	long ret;
+	volatile int done;
+};
+
+static void *read_fuse(void *arg)
+{
+	struct fuse_scene *f = arg;
+
+	f->ret = neg_errno(read(f->fd, scene_addr(f->scene),
+				4 * f->scene->page));
+	f->done = 1;
+	return NULL;
+}
+
+static bool fuse_mount(int fd, char *dir)
+{
+	char options[80];
+
+	snprintf(options, sizeof(options),
+		 "fd=%d,rootmode=40000,user_id=0,group_id=0", fd);
+	return mkdtemp(dir) &&
+	       !syscall(__NR_mount, "test", dir, "fuse", 0, options);
+}
+
+static void scenario_got_pages(struct scene *s)
+{
+	char dir[] = "/tmp/memfd_protect.XXXXXX";
+	struct fuse_scene f = { .scene = s };
+	pthread_t thread;
+	long ret;
+
+	f.fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	if (f.fd < 0 || !fuse_mount(f.fd, dir)) {
+		s->skip = "no FUSE";
+		return;
+	}
+	pthread_create(&thread, NULL, read_fuse, &f);
+	usleep(s->delay_us / 4);
+	ret = protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+	if (f.done)
+		s->skip = "the read was over too soon";
+	s->tries++;
+	if (!ret)
+		s->violations += changes_within(s, 2 * s->delay_us);
+	pthread_join(thread, NULL);
+	if (f.ret < 0)
+		s->skip = "the read failed";
+	syscall(__NR_umount2, dir, 2);
+	close(f.fd);
+	rmdir(dir);
 }
 
 /* The list */
@@ -718,10 +789,10 @@ HOOK(set_ptes, "set_ptes", "fault", 3000, 60);
 HOOK(set_ptes_read, "set_ptes", NULL, 0, 1);
 HOOK(wp_recheck, "wp_recheck", "fault", 6000, 60);
 HOOK(pte_mprotect, "pte", NULL, 0, 1);
-HOOK(pte_migrate, "pte", NULL, 0, 100);
+HOOK(pte_migrate, "pte", NULL, 0, 400);
 HOOK(pte_numa, "pte", NULL, 0, 1);
 HOOK(pmd, "pmd", NULL, 0, 1);
-HOOK(flush, "flush", NULL, 0, 50);
+HOOK(flush, "flush", NULL, 0, 200);
 HOOK(nested_flush, "nested_flush", NULL, 0, 400);
 HOOK(batched_flush, "batched_flush", NULL, 0, 400);
 HOOK(pins, "pins", NULL, 0, 1);
@@ -732,6 +803,7 @@ HOOK(truncate, "truncate", NULL, 0, 1);
 HOOK(splice, "splice", NULL, 0, 1);
 HOOK(remote, "remote", "remote", 5000, 60);
 HOOK(pin_folios, "pin_folios", NULL, 0, 1);
+HOOK(got_pages, "got_pages", "remote", 800000, 1);
 
 static void debug_clear(const char *dir)
 {
@@ -800,8 +872,7 @@ TEST_F(hook, holds)
 TEST_F(hook, is_missed)
 {
 	ASSERT_TRUE(debug_set("disable", variant->hook, 1));
-	/* It ends with the first violation; a window may be hard to hit */
-	self->scene.rounds *= 6;
+	self->scene.end_ns = now_ns() + 100 * 1000000000ULL;
 	variant->scenario(&self->scene);
 	if (self->scene.skip)
 		SKIP(return, "%s", self->scene.skip);
