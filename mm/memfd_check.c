@@ -427,9 +427,10 @@ static enum memfd_mode mode_settled(struct memfd_protect *mp, pgoff_t index,
 	return mode;
 }
 
-vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
+/* A fault on a page that is, or just was, protected. */
+static noinline vm_fault_t fault_caught(struct vm_fault *vmf,
+					struct memfd_protect *mp)
 {
-	struct memfd_protect *mp = vma_protect(vmf->vma);
 	struct memfd_writer writer = {
 		.first = vmf->pgoff,
 		.last = vmf->pgoff,
@@ -442,8 +443,6 @@ vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 	bool open;
 	int err;
 
-	if (fault_was_denied(vmf))
-		return VM_FAULT_SIGBUS;
 again:
 	mode = mode_settled(mp, vmf->pgoff, &seq, &open);
 	if (open && memfd_hook(FLIGHT)) {
@@ -469,8 +468,22 @@ again:
 	case MEMFD_MODE_NONE:
 		break;
 	}
-	memfd_delay(FAULT);
 	return 0;
+}
+
+vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
+{
+	struct memfd_protect *mp = vma_protect(vmf->vma);
+	vm_fault_t ret = 0;
+
+	if (fault_was_denied(vmf))
+		return VM_FAULT_SIGBUS;
+	/* What is in flight does not matter where nothing is protected. */
+	if (mode_at(mp, vmf->pgoff) != MEMFD_MODE_NONE)
+		ret = fault_caught(vmf, mp);
+	if (!ret)
+		memfd_delay(FAULT);
+	return ret;
 }
 
 /*
@@ -481,7 +494,9 @@ again:
 static void wp_fault_around(struct vm_fault *vmf, struct memfd_protect *mp)
 {
 	struct vm_area_struct *vma = vmf->vma;
+	unsigned int mode = MEMFD_MODE_NONE;
 	unsigned long addr, start, end;
+	pgoff_t index, last;
 	pte_t *pte;
 
 	/* Whoever else wants to be told of writes is to be told. */
@@ -491,14 +506,18 @@ static void wp_fault_around(struct vm_fault *vmf, struct memfd_protect *mp)
 	end = min(start + WP_AROUND_BYTES, vma->vm_end);
 	start = max(start, vma->vm_start);
 	pte = vmf->pte - ((vmf->address - start) >> PAGE_SHIFT);
+	index = linear_page_index(vma, start);
+	last = index - 1;
 
 	rcu_read_lock();
-	for (addr = start; addr < end; addr += PAGE_SIZE, pte++) {
+	for (addr = start; addr < end; addr += PAGE_SIZE, pte++, index++) {
 		pte_t old = ptep_get(pte);
 
-		if (addr == vmf->address || !pte_present(old) ||
-		    pte_write(old) || pte_protnone(old) || pte_uffd_wp(old) ||
-		    memfd_ranges_get(&mp->modes, linear_page_index(vma, addr)))
+		if (last == index - 1)
+			mode = memfd_ranges_get_run(&mp->modes, index, &last);
+		if (addr == vmf->address || mode != MEMFD_MODE_NONE ||
+		    !pte_present(old) || pte_write(old) ||
+		    pte_protnone(old) || pte_uffd_wp(old))
 			continue;
 		old = ptep_modify_prot_start(vma, addr, pte);
 		ptep_modify_prot_commit(vma, addr, pte, old,
@@ -548,6 +567,12 @@ void __memfd_protect_set_ptes(struct vm_area_struct *vma, unsigned long addr,
 	if (!pte_write(pte) || !(vma->vm_flags & VM_SHARED) ||
 	    !memfd_hook(SET_PTES)) {
 		set_ptes(vma->vm_mm, addr, ptep, pte, nr);
+		return;
+	}
+	if (nr == 1) {
+		if (page_protected(mp, index))
+			pte = pte_wrprotect(pte);
+		set_pte_at(vma->vm_mm, addr, ptep, pte);
 		return;
 	}
 

@@ -2,13 +2,14 @@
 /*
  * A map from page offsets to small values, for memfd_protect().
  *
- * Structure: a radix tree of fixed height over all page offsets of the largest
- * file. A slot either holds a value that all offsets below it have, as a tagged
- * word, or points to a node of 64 slots. The lowest level is a leaf: 512 pages
- * with two bits each. So a range costs at most one path of nodes for each of
- * its two ends, whatever its length, and values that alternate from page to page
- * cost two bits a page. Nodes whose slots have become equal are folded into
- * their parent's slot.
+ * Structure: a radix tree. A slot either holds a value that all offsets below it
+ * have, as a tagged word, or points to a node of 64 slots. The lowest level is
+ * a leaf: 512 pages with two bits each. The tree is as high as the highest offset
+ * at which a range begins or ends needs; all offsets above have one value, which
+ * is kept in the word that points to the topmost node. So a range costs at most
+ * one path of nodes for each of its two ends, whatever its length, and values
+ * that alternate from page to page cost two bits a page. Nodes whose slots have
+ * become equal are folded into their parent's slot.
  *
  * Locking: the owner serialises all changes with a lock under which it can
  * sleep. Readers need RCU only.
@@ -39,14 +40,24 @@
 #define LEAF_PAGES	BIT(LEAF_SHIFT)
 #define NODE_SHIFT	6
 #define NODE_SLOTS	BIT(NODE_SHIFT)
-#define ROOT_SHIFT	(LEAF_SHIFT + 7 * NODE_SHIFT)
+#define MAX_SHIFT	(LEAF_SHIFT + 7 * NODE_SHIFT)
+
+/*
+ * Words of slots: bit 0 tells a value, which is in the bits above. Otherwise it
+ * is a pointer, and the low bits that its alignment leaves are the level of what
+ * it points to, 0 for a leaf, and, at the root, the value of all offsets above.
+ */
+#define LEVEL_BIT	1
+#define LEVEL_MASK	7UL
+#define TAIL_BIT	4
+#define TAG_MASK	((VALUE_MASK << TAIL_BIT) | (LEVEL_MASK << LEVEL_BIT))
 
 #define VALUE_BITS	2
 #define VALUE_MASK	3UL
 #define WORD_PAGES	(BITS_PER_LONG / VALUE_BITS)
 #define WORD_ONES	(~0UL / VALUE_MASK)	/* every page has value 1 */
 
-static_assert(MEMFD_RANGES_LAST >> ROOT_SHIFT == 0);
+static_assert(MEMFD_RANGES_LAST >> MAX_SHIFT == 0);
 
 /**
  * struct memfd_ranges_leaf - 512 page offsets
@@ -56,6 +67,9 @@ static_assert(MEMFD_RANGES_LAST >> ROOT_SHIFT == 0);
 struct memfd_ranges_leaf {
 	unsigned long words[LEAF_PAGES / WORD_PAGES];
 };
+
+/* What kmalloc() makes of a size that is a power of two has that alignment. */
+static_assert(sizeof(struct memfd_ranges_leaf) > TAG_MASK);
 
 /**
  * struct memfd_ranges_node - 64 slots
@@ -72,6 +86,8 @@ struct memfd_ranges_node {
  * @value: The new value.
  * @nr: Elements of @saved in use.
  * @nr_leaves: Elements of @leaf in use.
+ * @tail_set: The value above the tree was replaced.
+ * @tail: What it was.
  * @leaf: The leaves at the two ends, which are changed in place.
  * @saved: Slots that were replaced as a whole.
  */
@@ -81,6 +97,8 @@ struct memfd_ranges_undo {
 	unsigned int value;
 	unsigned int nr;
 	unsigned int nr_leaves;
+	bool tail_set;
+	u8 tail;
 	struct {
 		struct memfd_ranges_leaf *leaf;
 		struct memfd_ranges_leaf old;
@@ -89,7 +107,6 @@ struct memfd_ranges_undo {
 	struct {
 		void __rcu **slot;
 		void *old;
-		unsigned int shift;
 	} saved[];
 };
 
@@ -106,6 +123,37 @@ static inline bool is_value(const void *entry)
 static inline unsigned int to_value(const void *entry)
 {
 	return (unsigned long)entry >> 1;
+}
+
+static inline void *mk_pointer(void *to, unsigned int shift)
+{
+	unsigned long level = (shift - LEAF_SHIFT) / NODE_SHIFT;
+
+	return (void *)((unsigned long)to | level << LEVEL_BIT);
+}
+
+static inline void *to_pointer(const void *entry)
+{
+	return (void *)((unsigned long)entry & ~TAG_MASK);
+}
+
+/* Of a pointer: what it points to spans 1 << shift pages. */
+static inline unsigned int to_shift(const void *entry)
+{
+	return LEAF_SHIFT + NODE_SHIFT *
+	       ((unsigned long)entry >> LEVEL_BIT & LEVEL_MASK);
+}
+
+/* Of the root, if it is a pointer. */
+static inline unsigned int to_tail(const void *entry)
+{
+	return (unsigned long)entry >> TAIL_BIT & VALUE_MASK;
+}
+
+static inline void *with_tail(const void *entry, unsigned int value)
+{
+	return (void *)(((unsigned long)entry & ~(VALUE_MASK << TAIL_BIT)) |
+			(unsigned long)value << TAIL_BIT);
 }
 
 /* For the owner, who holds its lock. */
@@ -171,27 +219,25 @@ static void leaf_set(struct memfd_ranges_leaf *leaf, pgoff_t first,
 	}
 }
 
-/* Frees what @entry points to, below which a slot spans 1 << @shift pages. */
-static void free_entry(struct memfd_ranges *ranges, void *entry,
-		       unsigned int shift)
+/* Frees what @entry points to. */
+static void free_entry(struct memfd_ranges *ranges, void *entry)
 {
-	struct memfd_ranges_node *node = entry;
+	struct memfd_ranges_node *node = to_pointer(entry);
 	unsigned int i;
 
 	if (is_value(entry))
 		return;
-	if (shift == LEAF_SHIFT) {
+	if (to_shift(entry) == LEAF_SHIFT) {
 		ranges->bytes -= sizeof(struct memfd_ranges_leaf);
 	} else {
 		for (i = 0; i < NODE_SLOTS; i++)
-			free_entry(ranges, slot_read(&node->slots[i]),
-				   shift - NODE_SHIFT);
+			free_entry(ranges, slot_read(&node->slots[i]));
 		ranges->bytes -= sizeof(*node);
 	}
-	kvfree_rcu_mightsleep(entry);
+	kvfree_rcu_mightsleep(node);
 }
 
-/* Makes a node or leaf in which everything has the value of @entry. */
+/* A pointer to a new node or leaf in which everything has the value of @entry. */
 static void *new_entry(struct memfd_ranges *ranges, void *entry,
 		       unsigned int shift, gfp_t gfp)
 {
@@ -206,7 +252,7 @@ static void *new_entry(struct memfd_ranges *ranges, void *entry,
 		for (i = 0; i < ARRAY_SIZE(leaf->words); i++)
 			leaf->words[i] = to_value(entry) * WORD_ONES;
 		ranges->bytes += sizeof(*leaf);
-		return leaf;
+		return mk_pointer(leaf, shift);
 	}
 	node = kmalloc(sizeof(*node), gfp);
 	if (!node)
@@ -214,7 +260,7 @@ static void *new_entry(struct memfd_ranges *ranges, void *entry,
 	for (i = 0; i < NODE_SLOTS; i++)
 		RCU_INIT_POINTER(node->slots[i], entry);
 	ranges->bytes += sizeof(*node);
-	return node;
+	return mk_pointer(node, shift);
 }
 
 /**
@@ -240,7 +286,7 @@ void memfd_ranges_destroy(struct memfd_ranges *ranges)
 
 	WARN_ON_ONCE(ranges->undo);
 	rcu_assign_pointer(ranges->root, mk_value(0));
-	free_entry(ranges, entry, ROOT_SHIFT);
+	free_entry(ranges, entry);
 }
 
 /**
@@ -257,13 +303,20 @@ unsigned int memfd_ranges_get_run(struct memfd_ranges *ranges, pgoff_t index,
 				  pgoff_t *last)
 {
 	void *entry = rcu_dereference_check(ranges->root, true);
-	unsigned int shift = ROOT_SHIFT;
+	unsigned int shift = MAX_SHIFT;
 
+	if (!is_value(entry)) {
+		shift = to_shift(entry);
+		if (index >> shift) {
+			shift = MAX_SHIFT;
+			entry = mk_value(to_tail(entry));
+		}
+	}
 	while (!is_value(entry)) {
-		struct memfd_ranges_node *node = entry;
+		struct memfd_ranges_node *node = to_pointer(entry);
 
 		if (shift == LEAF_SHIFT)
-			return leaf_get_run(entry, index, last);
+			return leaf_get_run(to_pointer(entry), index, last);
 		shift -= NODE_SHIFT;
 		entry = rcu_dereference_check(node->slots[slot_of(index, shift)],
 					      true);
@@ -311,20 +364,71 @@ bool memfd_ranges_find(struct memfd_ranges *ranges, unsigned int values,
 	return true;
 }
 
+/* The topmost level that a tree needs for a boundary in front of @index. */
+static unsigned int shift_for(pgoff_t index)
+{
+	unsigned int shift = LEAF_SHIFT;
+
+	while (index > 1UL << shift)
+		shift += NODE_SHIFT;
+	return shift;
+}
+
+/* Makes the tree higher until a boundary in front of @index fits in. */
+static int grow(struct memfd_ranges *ranges, pgoff_t index, gfp_t gfp)
+{
+	void *root = slot_read(&ranges->root), *entry;
+	struct memfd_ranges_node *node;
+	unsigned int tail;
+
+	if (is_value(root)) {
+		tail = to_value(root);
+		entry = new_entry(ranges, root, shift_for(index), gfp);
+		if (!entry)
+			return -ENOMEM;
+		rcu_assign_pointer(ranges->root, with_tail(entry, tail));
+		return 0;
+	}
+	tail = to_tail(root);
+	while (index > 1UL << to_shift(root)) {
+		entry = new_entry(ranges, mk_value(tail),
+				  to_shift(root) + NODE_SHIFT, gfp);
+		if (!entry)
+			return -ENOMEM;
+		node = to_pointer(entry);
+		RCU_INIT_POINTER(node->slots[0], with_tail(root, 0));
+		root = with_tail(entry, tail);
+		rcu_assign_pointer(ranges->root, root);
+	}
+	return 0;
+}
+
 /* Splits slots until page offset @index is the first one of a slot. */
 static int split_at(struct memfd_ranges *ranges, pgoff_t index,
 		    unsigned int value, gfp_t gfp)
 {
 	void __rcu **slot = &ranges->root;
-	unsigned int shift = ROOT_SHIFT;
+	unsigned int shift;
+	void *entry;
 
+	if (!index || index > MEMFD_RANGES_LAST)
+		return 0;
+	/* Nothing is split where the value is the new one already. */
+	if (memfd_ranges_get(ranges, index) == value &&
+	    memfd_ranges_get(ranges, index - 1) == value)
+		return 0;
+	if (grow(ranges, index, gfp))
+		return -ENOMEM;
+	entry = slot_read(&ranges->root);
+	shift = to_shift(entry);
+	/* Between the tree and what is above it. */
+	if (index == 1UL << shift)
+		return 0;
 	while (index & ((1UL << shift) - 1)) {
 		struct memfd_ranges_node *node;
-		void *entry = slot_read(slot);
 
+		entry = slot_read(slot);
 		if (is_value(entry)) {
-			if (to_value(entry) == value)
-				return 0;
 			entry = new_entry(ranges, entry, shift, gfp);
 			if (!entry)
 				return -ENOMEM;
@@ -332,7 +436,7 @@ static int split_at(struct memfd_ranges *ranges, pgoff_t index,
 		}
 		if (shift == LEAF_SHIFT)
 			return 0;
-		node = entry;
+		node = to_pointer(entry);
 		shift -= NODE_SHIFT;
 		slot = &node->slots[slot_of(index, shift)];
 	}
@@ -362,86 +466,173 @@ int memfd_ranges_prepare(struct memfd_ranges *ranges, pgoff_t first,
 	return err ?: split_at(ranges, last + 1, value, gfp);
 }
 
-/* Folds *@slot into a value if all that is below it has one value. */
-static void fold(struct memfd_ranges *ranges, void __rcu **slot,
-		 unsigned int shift)
+/* The value that all below @entry has, as a slot's word; or NULL. */
+static void *uniform(void *entry)
 {
-	void *entry = slot_read(slot), *first;
+	struct memfd_ranges_leaf *leaf = to_pointer(entry);
+	struct memfd_ranges_node *node = to_pointer(entry);
+	void *first;
 	unsigned int i;
 
-	if (is_value(entry) || ranges->undo)
-		return;
-	if (shift == LEAF_SHIFT) {
-		struct memfd_ranges_leaf *leaf = entry;
+	if (to_shift(entry) == LEAF_SHIFT) {
 		unsigned int value = leaf->words[0] & VALUE_MASK;
 
 		for (i = 0; i < ARRAY_SIZE(leaf->words); i++)
 			if (leaf->words[i] != value * WORD_ONES)
-				return;
-		first = mk_value(value);
-	} else {
-		struct memfd_ranges_node *node = entry;
-
-		first = slot_read(&node->slots[0]);
-		if (!is_value(first))
-			return;
-		for (i = 1; i < NODE_SLOTS; i++)
-			if (slot_read(&node->slots[i]) != first)
-				return;
+				return NULL;
+		return mk_value(value);
 	}
-	rcu_assign_pointer(*slot, first);
-	free_entry(ranges, entry, shift);
+	first = slot_read(&node->slots[0]);
+	if (!is_value(first))
+		return NULL;
+	for (i = 1; i < NODE_SLOTS; i++)
+		if (slot_read(&node->slots[i]) != first)
+			return NULL;
+	return first;
 }
 
-/*
- * Sets the part of [@first, @last] that *@slot spans, from @base on. What was
- * there is recorded in @undo, if there is one.
- */
+/* Folds *@slot, which is not the root, into a value if it has but one. */
+static void fold(struct memfd_ranges *ranges, void __rcu **slot)
+{
+	void *entry = slot_read(slot), *value;
+
+	if (is_value(entry) || ranges->undo)
+		return;
+	value = uniform(entry);
+	if (!value)
+		return;
+	rcu_assign_pointer(*slot, value);
+	free_entry(ranges, entry);
+}
+
+/* Makes the tree lower, if all but the first slot are as what is above it. */
+static bool shrink(struct memfd_ranges *ranges)
+{
+	void *root = slot_read(&ranges->root), *first;
+	struct memfd_ranges_node *node = to_pointer(root);
+	unsigned int i, tail = to_tail(root);
+
+	if (to_shift(root) == LEAF_SHIFT)
+		return false;
+	for (i = 1; i < NODE_SLOTS; i++)
+		if (slot_read(&node->slots[i]) != mk_value(tail))
+			return false;
+	first = slot_read(&node->slots[0]);
+	if (is_value(first))
+		return false;
+	rcu_assign_pointer(ranges->root, with_tail(first, tail));
+	ranges->bytes -= sizeof(*node);
+	kvfree_rcu_mightsleep(node);
+	return true;
+}
+
+static void fold_root(struct memfd_ranges *ranges)
+{
+	void *root = slot_read(&ranges->root);
+
+	if (is_value(root) || ranges->undo)
+		return;
+	while (shrink(ranges))
+		;
+	root = slot_read(&ranges->root);
+	if (uniform(root) != mk_value(to_tail(root)))
+		return;
+	rcu_assign_pointer(ranges->root, mk_value(to_tail(root)));
+	free_entry(ranges, root);
+}
+
+/* Puts @entry into *@slot. What was there is recorded in @undo, or freed. */
+static void replace(struct memfd_ranges *ranges, void __rcu **slot,
+		    void *entry, struct memfd_ranges_undo *undo)
+{
+	void *old = slot_read(slot);
+
+	rcu_assign_pointer(*slot, entry);
+	if (undo) {
+		undo->saved[undo->nr].slot = slot;
+		undo->saved[undo->nr++].old = old;
+	} else {
+		free_entry(ranges, old);
+	}
+}
+
+static void set_slot(struct memfd_ranges *ranges, void __rcu **slot,
+		     pgoff_t base, unsigned int shift, pgoff_t first,
+		     pgoff_t last, unsigned int value,
+		     struct memfd_ranges_undo *undo);
+
+/* Sets the part of [@first, @last] that @entry, a pointer, spans. */
+static void set_below(struct memfd_ranges *ranges, void *entry, pgoff_t base,
+		      pgoff_t first, pgoff_t last, unsigned int value,
+		      struct memfd_ranges_undo *undo)
+{
+	struct memfd_ranges_leaf *leaf = to_pointer(entry);
+	struct memfd_ranges_node *node = to_pointer(entry);
+	unsigned int shift = to_shift(entry);
+	unsigned int i;
+
+	first = max(first, base);
+	last = min(last, span_last(base, shift));
+	if (shift == LEAF_SHIFT) {
+		if (undo) {
+			undo->leaf[undo->nr_leaves].leaf = leaf;
+			undo->leaf[undo->nr_leaves].base = base;
+			undo->leaf[undo->nr_leaves++].old = *leaf;
+		}
+		leaf_set(leaf, first, last, value);
+		return;
+	}
+	shift -= NODE_SHIFT;
+	for (i = slot_of(first, shift); i <= slot_of(last, shift); i++)
+		set_slot(ranges, &node->slots[i], base + ((pgoff_t)i << shift),
+			 shift, first, last, value, undo);
+}
+
+/* Sets the part of [@first, @last] that *@slot spans, from @base on. */
 static void set_slot(struct memfd_ranges *ranges, void __rcu **slot,
 		     pgoff_t base, unsigned int shift, pgoff_t first,
 		     pgoff_t last, unsigned int value,
 		     struct memfd_ranges_undo *undo)
 {
-	pgoff_t end = span_last(base, shift);
 	void *entry = slot_read(slot);
-	struct memfd_ranges_node *node = entry;
-	unsigned int i;
 
-	first = max(first, base);
-	last = min(last, end);
 	if (entry == mk_value(value))
 		return;
-	if (first == base && last == end) {
-		rcu_assign_pointer(*slot, mk_value(value));
-		if (undo) {
-			undo->saved[undo->nr].slot = slot;
-			undo->saved[undo->nr].shift = shift;
-			undo->saved[undo->nr++].old = entry;
-		} else {
-			free_entry(ranges, entry, shift);
-		}
+	if (first <= base && last >= span_last(base, shift)) {
+		replace(ranges, slot, mk_value(value), undo);
 		return;
 	}
 	/* memfd_ranges_prepare() split whatever is set in part. */
 	if (WARN_ON_ONCE(is_value(entry)))
 		return;
-	if (shift == LEAF_SHIFT) {
-		if (undo) {
-			undo->leaf[undo->nr_leaves].leaf = entry;
-			undo->leaf[undo->nr_leaves].base = base;
-			undo->leaf[undo->nr_leaves++].old =
-				*(struct memfd_ranges_leaf *)entry;
-		}
-		leaf_set(entry, first, last, value);
-	} else {
-		shift -= NODE_SHIFT;
-		for (i = slot_of(first, shift); i <= slot_of(last, shift); i++)
-			set_slot(ranges, &node->slots[i],
-				 base + ((pgoff_t)i << shift), shift, first,
-				 last, value, undo);
-		shift += NODE_SHIFT;
+	set_below(ranges, entry, base, first, last, value, undo);
+	fold(ranges, slot);
+}
+
+static void set_range(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
+		      unsigned int value, struct memfd_ranges_undo *undo)
+{
+	void *root = slot_read(&ranges->root);
+
+	if (root == mk_value(value))
+		return;
+	if (!first && last == MEMFD_RANGES_LAST) {
+		replace(ranges, &ranges->root, mk_value(value), undo);
+		return;
 	}
-	fold(ranges, slot, shift);
+	if (WARN_ON_ONCE(is_value(root)))
+		return;
+	if (first < 1UL << to_shift(root))
+		set_below(ranges, root, 0, first, last, value, undo);
+	if (last == MEMFD_RANGES_LAST && to_tail(root) != value) {
+		/* Its nodes stay, so nothing is to be freed or recorded. */
+		if (undo) {
+			undo->tail_set = true;
+			undo->tail = to_tail(root);
+		}
+		rcu_assign_pointer(ranges->root, with_tail(root, value));
+	}
+	fold_root(ranges);
 }
 
 /**
@@ -457,32 +648,55 @@ static void set_slot(struct memfd_ranges *ranges, void __rcu **slot,
 void memfd_ranges_set(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
 		      unsigned int value)
 {
-	set_slot(ranges, &ranges->root, 0, ROOT_SHIFT, first, last, value,
-		 NULL);
+	set_range(ranges, first, last, value, NULL);
 }
 
-/* The number of slots that set_slot() replaces as a whole. */
-static unsigned int count_slots(void *entry, pgoff_t base, unsigned int shift,
-				pgoff_t first, pgoff_t last, unsigned int value)
-{
-	struct memfd_ranges_node *node = entry;
-	pgoff_t end = span_last(base, shift);
-	unsigned int i, nr = 0;
+static unsigned int count_below(void *entry, pgoff_t base, pgoff_t first,
+				pgoff_t last, unsigned int value);
 
-	first = max(first, base);
-	last = min(last, end);
+/* The number of slots that set_slot() replaces as a whole. */
+static unsigned int count_slot(void *entry, pgoff_t base, unsigned int shift,
+			       pgoff_t first, pgoff_t last, unsigned int value)
+{
 	if (entry == mk_value(value))
 		return 0;
-	if (first == base && last == end)
+	if (first <= base && last >= span_last(base, shift))
 		return 1;
-	if (is_value(entry) || shift == LEAF_SHIFT)
+	return is_value(entry) ? 0 : count_below(entry, base, first, last,
+						 value);
+}
+
+static unsigned int count_below(void *entry, pgoff_t base, pgoff_t first,
+				pgoff_t last, unsigned int value)
+{
+	struct memfd_ranges_node *node = to_pointer(entry);
+	unsigned int shift = to_shift(entry);
+	unsigned int i, nr = 0;
+
+	if (shift == LEAF_SHIFT)
 		return 0;
+	first = max(first, base);
+	last = min(last, span_last(base, shift));
 	shift -= NODE_SHIFT;
 	for (i = slot_of(first, shift); i <= slot_of(last, shift); i++)
-		nr += count_slots(slot_read(&node->slots[i]),
-				  base + ((pgoff_t)i << shift), shift, first,
-				  last, value);
+		nr += count_slot(slot_read(&node->slots[i]),
+				 base + ((pgoff_t)i << shift), shift, first,
+				 last, value);
 	return nr;
+}
+
+static unsigned int count_range(struct memfd_ranges *ranges, pgoff_t first,
+				pgoff_t last, unsigned int value)
+{
+	void *root = slot_read(&ranges->root);
+
+	if (root == mk_value(value))
+		return 0;
+	if (!first && last == MEMFD_RANGES_LAST)
+		return 1;
+	if (is_value(root) || first >= 1UL << to_shift(root))
+		return 0;
+	return count_below(root, 0, first, last, value);
 }
 
 /**
@@ -509,8 +723,7 @@ int memfd_ranges_try_set(struct memfd_ranges *ranges, pgoff_t first,
 		return -ENOMEM;
 	if (memfd_ranges_prepare(ranges, first, last, value, gfp))
 		return -ENOMEM;
-	nr = count_slots(slot_read(&ranges->root), 0, ROOT_SHIFT, first, last,
-			 value);
+	nr = count_range(ranges, first, last, value);
 	undo = kvzalloc(struct_size(undo, saved, nr), gfp);
 	if (!undo)
 		return -ENOMEM;
@@ -518,19 +731,23 @@ int memfd_ranges_try_set(struct memfd_ranges *ranges, pgoff_t first,
 	undo->last = last;
 	undo->value = value;
 	ranges->undo = undo;
-	set_slot(ranges, &ranges->root, 0, ROOT_SHIFT, first, last, value,
-		 undo);
+	set_range(ranges, first, last, value, undo);
 	WARN_ON_ONCE(undo->nr != nr);
 	return 0;
 }
 
-static void undo_restore(struct memfd_ranges_undo *undo)
+static void undo_restore(struct memfd_ranges *ranges,
+			 struct memfd_ranges_undo *undo)
 {
 	unsigned int i;
 	pgoff_t page;
 
 	for (i = 0; i < undo->nr; i++)
 		rcu_assign_pointer(*undo->saved[i].slot, undo->saved[i].old);
+	if (undo->tail_set)
+		rcu_assign_pointer(ranges->root,
+				   with_tail(slot_read(&ranges->root),
+					     undo->tail));
 	for (i = 0; i < undo->nr_leaves; i++) {
 		pgoff_t base = undo->leaf[i].base;
 		pgoff_t last = min(undo->last, base + LEAF_PAGES - 1);
@@ -557,12 +774,11 @@ void memfd_ranges_try_end(struct memfd_ranges *ranges, bool keep)
 	ranges->undo = NULL;
 	if (keep) {
 		for (i = 0; i < undo->nr; i++)
-			free_entry(ranges, undo->saved[i].old,
-				   undo->saved[i].shift);
+			free_entry(ranges, undo->saved[i].old);
 		/* Nothing changes, but folds what had to be kept so far. */
 		memfd_ranges_set(ranges, undo->first, undo->last, undo->value);
 	} else {
-		undo_restore(undo);
+		undo_restore(ranges, undo);
 	}
 	kvfree(undo);
 }
@@ -578,30 +794,32 @@ static unsigned long translate_word(unsigned long word,
 	return result;
 }
 
-static void translate_slot(struct memfd_ranges *ranges, void __rcu **slot,
-			   unsigned int shift,
-			   const u8 to[MEMFD_RANGES_VALUES])
+static void translate_below(struct memfd_ranges *ranges, void *entry,
+			    const u8 to[MEMFD_RANGES_VALUES])
 {
-	void *entry = slot_read(slot);
+	struct memfd_ranges_leaf *leaf = to_pointer(entry);
+	struct memfd_ranges_node *node = to_pointer(entry);
 	unsigned int i;
 
-	if (is_value(entry)) {
-		rcu_assign_pointer(*slot, mk_value(to[to_value(entry)]));
-	} else if (shift == LEAF_SHIFT) {
-		struct memfd_ranges_leaf *leaf = entry;
-
+	if (to_shift(entry) == LEAF_SHIFT) {
 		for (i = 0; i < ARRAY_SIZE(leaf->words); i++)
 			WRITE_ONCE(leaf->words[i],
 				   translate_word(leaf->words[i], to));
-	} else {
-		struct memfd_ranges_node *node = entry;
-
-		for (i = 0; i < NODE_SLOTS; i++)
-			translate_slot(ranges, &node->slots[i],
-				       shift - NODE_SHIFT, to);
-		cond_resched();
+		return;
 	}
-	fold(ranges, slot, shift);
+	for (i = 0; i < NODE_SLOTS; i++) {
+		void __rcu **slot = &node->slots[i];
+
+		entry = slot_read(slot);
+		if (is_value(entry)) {
+			rcu_assign_pointer(*slot,
+					   mk_value(to[to_value(entry)]));
+		} else {
+			translate_below(ranges, entry, to);
+			fold(ranges, slot);
+		}
+	}
+	cond_resched();
 }
 
 /**
@@ -616,8 +834,16 @@ static void translate_slot(struct memfd_ranges *ranges, void __rcu **slot,
 void memfd_ranges_translate(struct memfd_ranges *ranges,
 			    const u8 to[MEMFD_RANGES_VALUES])
 {
+	void *root = slot_read(&ranges->root);
+
 	WARN_ON_ONCE(ranges->undo);
-	translate_slot(ranges, &ranges->root, ROOT_SHIFT, to);
+	if (is_value(root)) {
+		rcu_assign_pointer(ranges->root, mk_value(to[to_value(root)]));
+		return;
+	}
+	translate_below(ranges, root, to);
+	rcu_assign_pointer(ranges->root, with_tail(root, to[to_tail(root)]));
+	fold_root(ranges);
 }
 
 /**
