@@ -961,10 +961,13 @@ TEST_F(log, array_in_the_file)
 {
 	struct memfd_range *got = (void *)(self->t.map + 30 * self->page);
 	static const struct pages want[] = { { 30, 1 } };
+	int nr;
 
 	store_page(self, 2);
-	EXPECT_EQ(1, scan_range(self->t.nfd, 0, 0, got, 8,
-				MEMFD_SCAN_REPROTECT, NULL));
+	/* Its own page too, if the array was tried before the log was read */
+	nr = scan_range(self->t.nfd, 0, 0, got, 8, MEMFD_SCAN_REPROTECT, NULL);
+	EXPECT_LE(1, nr);
+	EXPECT_GE(2, nr);
 	EXPECT_EQ(2 * self->page, got[0].offset);
 	expect_log(_metadata, self, MEMFD_SCAN_REPROTECT, want, 1);
 }
