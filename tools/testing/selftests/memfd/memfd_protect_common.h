@@ -233,7 +233,7 @@ static inline void guard_handler(int sig, siginfo_t *info, void *context)
 
 /* Runs fn(arg) and notes a SIGBUS or SIGSEGV instead of dying of it */
 static inline void run_guarded(operation_fn fn, void *arg,
-				    struct outcome *out)
+			       struct outcome *out)
 {
 	struct sigaction act = {
 		.sa_sigaction = guard_handler, .sa_flags = SA_SIGINFO,
@@ -267,7 +267,7 @@ struct writer {
 };
 
 static inline bool writer_start(struct writer *w, int close_nfd,
-				     operation_fn fn, void *arg)
+				operation_fn fn, void *arg)
 {
 	w->reaped = false;
 	w->out = mmap(NULL, sizeof(*w->out), PROT_READ | PROT_WRITE,
@@ -289,12 +289,12 @@ static inline bool writer_reap(struct writer *w, unsigned int timeout_ms)
 	uint64_t end = now_ns() + timeout_ms * 1000000ULL;
 
 	while (!w->reaped) {
-		if (waitpid(w->pid, &w->status, WNOHANG) == w->pid)
-			w->reaped = true;
-		else if (now_ns() > end)
+		w->reaped = waitpid(w->pid, &w->status, WNOHANG) == w->pid;
+		if (w->reaped)
+			break;
+		if (now_ns() > end)
 			return false;
-		else
-			usleep(500);
+		usleep(500);
 	}
 	return true;
 }
@@ -413,7 +413,7 @@ static inline bool write_file(const char *path, const char *text)
 
 /* All bytes of [p, p + len) have this value */
 static inline bool filled_with(const void *p, size_t len,
-				    unsigned char byte)
+			       unsigned char byte)
 {
 	const volatile unsigned char *c = p;
 
@@ -428,7 +428,7 @@ static inline bool filled_with(const void *p, size_t len,
  * it needs no mapping and never blocks.
  */
 static inline bool file_filled_with(int fd, size_t page, size_t nr,
-					 unsigned char byte)
+				    unsigned char byte)
 {
 	size_t size = page_size();
 	unsigned char buf[size];

@@ -100,7 +100,10 @@ static inline int reopen_fd(int fd, int flags)
 static inline bool job_init(struct job *job, const struct path *path)
 {
 	job->path = path;
-	job->out = job->src = job->fds[0] = job->fds[1] = -1;
+	job->out = -1;
+	job->src = -1;
+	job->fds[0] = -1;
+	job->fds[1] = -1;
 	job->child = 0;
 	job->stack = NULL;
 	job->ring_up = false;

@@ -1264,7 +1264,8 @@ FIXTURE_SETUP(pinned)
 	self->job.offset = THE_PAGE * page_size();
 	self->job.len = page_size();
 	self->job.byte = NEW_BYTE;
-	self->job.src = self->job.out = -1;
+	self->job.src = -1;
+	self->job.out = -1;
 }
 
 FIXTURE_TEARDOWN(pinned)
@@ -2131,10 +2132,12 @@ TEST_F(near, kernel_faults_unread)
 	unsigned int nr;
 
 	ASSERT_EQ(0, protect_pages(self->t.fd, 0, 0, MEMFD_PROTECT_WAIT));
-	for (int i = 0; i < 2000; i++)
-		EXPECT_EQ(-EFAULT, neg_errno(syscall(__NR_getrandom,
-					     self->t.map + i % 8 * self->page,
-					     8, 0)));
+	for (int i = 0; i < 2000; i++) {
+		void *to = self->t.map + i % 8 * self->page;
+
+		EXPECT_EQ(-EFAULT,
+			  neg_errno(syscall(__NR_getrandom, to, 8, 0)));
+	}
 	nr = drain_events(self->t.nfd);
 	EXPECT_LE(8, nr);
 	TH_LOG("2000 accesses to 8 pages left %u records", nr);

@@ -519,7 +519,7 @@ static void report_hold(struct held *h, const char *a, const char *b,
 		if (!memcmp(a + i * size, b + i * size, size))
 			continue;
 		if (shared->violations_hold++ < 10)
-			ksft_print_msg("round %lu: page %zu of [%zu, %zu) changed in %s: %02x, now %02x\n",
+			ksft_print_msg("round %lu: page %zu of [%zu, %zu) in %s: %02x to %02x\n",
 				       h->rounds, page + i, page, page + nr,
 				       mode == MEMFD_PROTECT_WAIT ? "WAIT" :
 				       "DENY", (unsigned char)a[i * size],
@@ -873,6 +873,9 @@ static unsigned int start_all(const struct options *o, pid_t *pids)
 	return nr;
 }
 
+static const char usage[] =
+	"Usage: %s [--seconds N] [--writers N] [--seed N] [--unprotected]\n";
+
 int main(int argc, char **argv)
 {
 	struct options o = { .seconds = 30, .writers = 6 };
@@ -886,8 +889,7 @@ int main(int argc, char **argv)
 
 	o.seed = time(NULL);
 	if (!parse(argc, argv, &o)) {
-		fprintf(stderr, "Usage: %s [--seconds N] [--writers N] [--seed N] [--unprotected]\n",
-			argv[0]);
+		fprintf(stderr, usage, argv[0]);
 		return KSFT_FAIL;
 	}
 	ksft_print_header();

@@ -2815,7 +2815,7 @@ TEST_F(file, pid_not_visible)
 /* Part 15: what the system sees of it */
 
 /* The number behind a key in a fdinfo file, or -1 */
-static long fdinfo(int fd, const char *key)
+static long fdinfo_value(int fd, const char *key)
 {
 	char path[64], text[4096], *line;
 
@@ -2834,11 +2834,11 @@ static long fdinfo(int fd, const char *key)
 static void check_fdinfo(struct __test_metadata *_metadata, int fd,
 			 long ranges[3], long waiters, long pending)
 {
-	EXPECT_EQ(ranges[MEMFD_PROTECT_WAIT], fdinfo(fd, "protect_wait"));
-	EXPECT_EQ(ranges[MEMFD_PROTECT_ASYNC], fdinfo(fd, "protect_async"));
-	EXPECT_EQ(ranges[MEMFD_PROTECT_DENY], fdinfo(fd, "protect_deny"));
-	EXPECT_EQ(waiters, fdinfo(fd, "waiters"));
-	EXPECT_EQ(pending, fdinfo(fd, "pending"));
+	EXPECT_EQ(ranges[MEMFD_PROTECT_WAIT], fdinfo_value(fd, "protect_wait"));
+	EXPECT_EQ(ranges[MEMFD_PROTECT_ASYNC], fdinfo_value(fd, "protect_async"));
+	EXPECT_EQ(ranges[MEMFD_PROTECT_DENY], fdinfo_value(fd, "protect_deny"));
+	EXPECT_EQ(waiters, fdinfo_value(fd, "waiters"));
+	EXPECT_EQ(pending, fdinfo_value(fd, "pending"));
 }
 
 /* The memfd and its event fd tell the same */
@@ -2861,10 +2861,10 @@ TEST_F(file, fdinfo)
 	ASSERT_TRUE(writer_sleeps(&w2));
 	check_fdinfo(_metadata, self->fd, some, 2, 1);
 	check_fdinfo(_metadata, self->nfd, some, 2, 1);
-	EXPECT_EQ(1, fdinfo(self->nfd, "unread"));
+	EXPECT_EQ(1, fdinfo_value(self->nfd, "unread"));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
-	EXPECT_EQ(0, fdinfo(self->nfd, "unread"));
-	EXPECT_EQ(1, fdinfo(self->nfd, "pending"));
+	EXPECT_EQ(0, fdinfo_value(self->nfd, "unread"));
+	EXPECT_EQ(1, fdinfo_value(self->nfd, "pending"));
 	ASSERT_EQ(0, unprotect_pages(self->fd, 0, 0));
 	EXPECT_TRUE(writer_finishes(&w));
 	EXPECT_TRUE(writer_finishes(&w2));
@@ -2875,8 +2875,8 @@ TEST_F(file, fdinfo)
 
 	/* Nothing is added where nothing is to be said */
 	plain = sys_memfd_create(MFD_CLOEXEC);
-	EXPECT_EQ(-1, fdinfo(plain, "protect_wait"));
-	EXPECT_LE(0, fdinfo(plain, "pos"));
+	EXPECT_EQ(-1, fdinfo_value(plain, "protect_wait"));
+	EXPECT_LE(0, fdinfo_value(plain, "pos"));
 	close(plain);
 }
 
@@ -2889,17 +2889,17 @@ TEST_F(file, fdinfo_log)
 		SKIP(return, "no ASYNC");
 	ASSERT_EQ(0, protect_pages(self->fd, 4, 8, MEMFD_PROTECT_ASYNC));
 	check_fdinfo(_metadata, self->fd, async, 0, 0);
-	EXPECT_EQ(0, fdinfo(self->fd, "log_pages"));
-	EXPECT_EQ(0, fdinfo(self->fd, "log_bytes"))
+	EXPECT_EQ(0, fdinfo_value(self->fd, "log_pages"));
+	EXPECT_EQ(0, fdinfo_value(self->fd, "log_bytes"))
 		TH_LOG("a clean log costs nothing");
 	self->map[5 * self->page] = NEW_BYTE;
 	self->map[6 * self->page] = NEW_BYTE;
-	EXPECT_EQ(2, fdinfo(self->fd, "log_pages"));
-	EXPECT_EQ(1, fdinfo(self->nfd, "log_ranges"));
+	EXPECT_EQ(2, fdinfo_value(self->fd, "log_pages"));
+	EXPECT_EQ(1, fdinfo_value(self->nfd, "log_ranges"));
 	EXPECT_EQ(1, scan_range(self->nfd, 0, 0, &range, 1,
 				MEMFD_SCAN_REPROTECT, NULL));
-	EXPECT_EQ(0, fdinfo(self->fd, "log_pages"));
-	EXPECT_EQ(0, fdinfo(self->fd, "log_bytes"));
+	EXPECT_EQ(0, fdinfo_value(self->fd, "log_pages"));
+	EXPECT_EQ(0, fdinfo_value(self->fd, "log_bytes"));
 	check_fdinfo(_metadata, self->fd, async, 0, 0);
 }
 
@@ -3027,7 +3027,7 @@ TEST_F(file, ranges_are_charged)
 		ASSERT_EQ(0, protect_pages(self->fd, i * nr, 1,
 					   MEMFD_PROTECT_DENY));
 	during = cgroup_memory();
-	bytes = fdinfo(self->fd, "protect_bytes");
+	bytes = fdinfo_value(self->fd, "protect_bytes");
 	TH_LOG("%ld bytes in 1024 ranges, charged %ld", bytes, during - before);
 	EXPECT_LT(bytes / 2, during - before);
 	ASSERT_EQ(0, unprotect_pages(self->fd, 0, 0));
