@@ -12,21 +12,27 @@ BIN := $(TOP)/build/bin
 
 CC := ccache gcc
 CFLAGS := -fmax-errors=3 -O2 -g -Wall -pthread -D_GNU_SOURCE -U_FORTIFY_SOURCE
+WARN := -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
+	-Wno-clobbered
 CPPFLAGS := -MMD -MP -isystem $(HDR) -I$(SELF)
 LDLIBS := -Wl,--as-needed -luring -lnuma -lcap -lrt -lm
 
 # Ours are compiled where they are in the kernel tree: they include its headers.
 OURS := $(patsubst $(TOP)/tools/testing/selftests/memfd/%.c,%, \
 	$(wildcard $(TOP)/tools/testing/selftests/memfd/memfd_protect*.c))
+SHARE := $(patsubst $(TOP)/tools/testing/selftests/mm/%.c,%, \
+	$(wildcard $(TOP)/tools/testing/selftests/mm/ptshare*.c))
 BENCH := $(patsubst $(TOP)/bench/%.c,%,$(wildcard $(TOP)/bench/*.c))
 MM := uffd-unit-tests mkdirty madv_populate
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
 
-all: $(addprefix $(BIN)/,$(OURS) $(BENCH) memfd_test $(MM)) $(SAMPLES)
+all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(BENCH) memfd_test $(MM)) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
-	$(CC) $(CPPFLAGS) -Wextra -Wno-unused-parameter -Wno-sign-compare \
-		-Wno-missing-field-initializers -Wno-clobbered $(CFLAGS) -o $@ $< $(LDLIBS)
+	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
+
+$(SHARE:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(HDR)/.installed | $(BIN)
+	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
 
 $(BENCH:%=$(BIN)/%): $(BIN)/%: $(TOP)/bench/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) -Wextra $(CFLAGS) -o $@ $< $(LDLIBS)
