@@ -377,7 +377,7 @@ static inline void peer_loop(struct peer_arg *arg, int sock)
 {
 	char byte;
 
-	while (read(sock, &byte, 1) == 1) {
+	while (read(sock, &byte, 1) == 1 && arg->fn) {
 		run_guarded(arg->fn, arg, &arg->out);
 		if (write(sock, &byte, 1) != 1)
 			break;
@@ -446,11 +446,15 @@ static inline bool peer_reap(struct peer *p)
 	return p->reaped;
 }
 
-/* Ends it in the ordinary way */
+/*
+ * Ends it in the ordinary way. That its socket is closed would not do: later
+ * peers have a copy.
+ */
 static inline bool peer_exit(struct peer *p)
 {
 	bool ok;
 
+	peer_tell(p, NULL);
 	close(p->sock);
 	p->sock = -1;
 	ok = peer_reap(p);
