@@ -15,9 +15,16 @@
  * The file has three regions: CHAOS, where ranges of all modes come and go
  * unchecked, HOLD for the first invariant, and LOG for the second. LOG is the
  * last: it never stands in the way of truncation.
+ *
+ * With --share the file's page tables are shared as well. Mappings are whole
+ * tables then, larger than the file, and made anew from time to time, because
+ * some paths leave an ordinary one behind; links must be seen to be made in all
+ * parts of the run.
  */
 #include "memfd_protect_paths.h"
+#include "../mm/ptshare_common.h"
 
+#include <assert.h>
 #include <dirent.h>
 #include <sys/eventfd.h>
 
@@ -30,7 +37,10 @@
 #define HOLD_START	CHAOS_PAGES
 #define LOG_START	(CHAOS_PAGES + HOLD_PAGES)	/* to the end */
 
+static_assert(NR_PAGES <= 512, "one leaf page table maps all of it");
+
 #define MAX_WRITERS	64
+#define PARTS		8	/* of the run, with links made in each */
 #define DELAY_DIR	"/sys/kernel/debug/memfd_protect/delay_us"
 #define CGROUP		"/sys/fs/cgroup/memfd_protect_stress"
 
@@ -65,7 +75,9 @@ static struct shared *shared;
 static int memfd = -1;
 static int nfd = -1;
 static size_t file_size;
+static size_t map_size;
 static bool unprotected;	/* --unprotected: show that we would see it */
+static bool share;		/* --share: page tables are shared */
 
 /* Held for reading by who uses nfd, for writing by who replaces it */
 static pthread_rwlock_t nfd_lock = PTHREAD_RWLOCK_INITIALIZER;
@@ -79,6 +91,15 @@ static unsigned int rnd(unsigned int *state, unsigned int below)
 {
 	*state = *state * 1103515245u + 12345u;
 	return (*state >> 8) % below;
+}
+
+/* All of the file, instead of an older mapping if there is one */
+static char *map_all(char *old)
+{
+	if (old)
+		munmap(old, map_size);
+	return mmap(NULL, map_size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd,
+		    0);
 }
 
 /* The calls that --unprotected leaves out */
@@ -177,14 +198,13 @@ static void writer(unsigned int seed)
 	struct job job = { .fd = memfd, .nfd = -1, .len = page_size() };
 	unsigned int nr;
 
-	job.map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-		       memfd, 0);
-	if (job.map == MAP_FAILED)
-		_exit(1);
-	while (!shared->stop) {
+	job.map = map_all(NULL);
+	while (!shared->stop && job.map != MAP_FAILED) {
 		nr = rnd(&seed, NR_PATHS);
 		if (may_use(&paths[nr], nr, &seed))
 			write_once(&job, nr, &seed);
+		if (share && !rnd(&seed, 16))
+			job.map = map_all(job.map);
 	}
 	_exit(0);
 }
@@ -215,8 +235,7 @@ static void hammer(unsigned int seed)
 	struct hammer h = { .seed = seed };
 	struct outcome out;
 
-	h.map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-		     memfd, 0);
+	h.map = map_all(NULL);
 	if (h.map == MAP_FAILED)
 		_exit(1);
 	while (!shared->stop) {
@@ -257,8 +276,7 @@ static void pinner(unsigned int seed)
 {
 	struct job job = { .fd = memfd, .nfd = -1, .len = page_size() };
 
-	job.map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-		       memfd, 0);
+	job.map = map_all(NULL);
 	while (!shared->stop && job.map != MAP_FAILED)
 		pin_once(&job, &seed);
 	_exit(0);
@@ -301,30 +319,28 @@ static void delay_noise(unsigned int seed)
 
 static char *change_mapping(char *map, unsigned int what)
 {
-	char *to;
+	char *area, *to;
 
 	switch (what) {
 	case 0:
-		mprotect(map, file_size, PROT_READ);
-		mprotect(map, file_size, PROT_READ | PROT_WRITE);
+		mprotect(map, map_size, PROT_READ);
+		mprotect(map, map_size, PROT_READ | PROT_WRITE);
 		break;
 	case 1:
-		mprotect(map, file_size, PROT_NONE);
-		mprotect(map, file_size, PROT_READ | PROT_WRITE);
+		mprotect(map, map_size, PROT_NONE);
+		mprotect(map, map_size, PROT_READ | PROT_WRITE);
 		break;
 	case 2:
-		madvise(map, file_size, MADV_DONTNEED);
+		madvise(map, map_size, MADV_DONTNEED);
 		break;
 	case 3:
-		to = mmap(NULL, file_size, PROT_NONE,
-			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		to = mremap(map, file_size, file_size,
-			    MREMAP_MAYMOVE | MREMAP_FIXED, to);
+		/* Only an address that is aligned to a table stays shared */
+		area = reserve(map_size);
+		to = mremap(map, map_size, map_size,
+			    MREMAP_MAYMOVE | MREMAP_FIXED, area);
 		return to == MAP_FAILED ? map : to;
 	case 4:
-		munmap(map, file_size);
-		return mmap(NULL, file_size, PROT_READ | PROT_WRITE,
-			    MAP_SHARED, memfd, 0);
+		return map_all(map);
 	case 5:
 		write_file("/proc/self/clear_refs", "4");
 		break;
@@ -341,8 +357,7 @@ static void mapping_noise(unsigned int seed)
 	};
 	struct outcome out;
 
-	job.map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-		       memfd, 0);
+	job.map = map_all(NULL);
 	while (!shared->stop && job.map != MAP_FAILED) {
 		job.map = change_mapping(job.map, rnd(&seed, 7));
 		count(C_VM, 1);
@@ -358,8 +373,7 @@ static void mapping_noise(unsigned int seed)
 /* Children that store in what they inherited, and die in the middle of it */
 static void fork_noise(unsigned int seed)
 {
-	char *map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-			 memfd, 0);
+	char *map = map_all(NULL);
 	pid_t pid;
 
 	signal(SIGBUS, SIG_DFL);
@@ -383,8 +397,7 @@ static void fork_noise(unsigned int seed)
 static void reclaim_noise(unsigned int seed)
 {
 	bool cgroup = access(CGROUP "/memory.reclaim", W_OK) == 0;
-	char *map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-			 memfd, 0);
+	char *map = map_all(NULL);
 
 	while (!shared->stop && map != MAP_FAILED) {
 		/* EAGAIN when less was reclaimed: that is all right */
@@ -401,8 +414,7 @@ static void reclaim_noise(unsigned int seed)
 static void move_noise(unsigned int seed)
 {
 	bool nodes = !access("/sys/devices/system/node/node1", F_OK);
-	char *map = mmap(NULL, file_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-			 memfd, 0);
+	char *map = map_all(NULL);
 	void *pages[16];
 	int to[16], status[16];
 
@@ -580,6 +592,25 @@ static void hold_loop(struct held *h, uint64_t end)
 		hold_round(h);
 }
 
+/* True if links were made in every part, when page tables are shared */
+static bool hold_in_parts(struct held *h, unsigned int seconds)
+{
+	uint64_t part = seconds * 1000000000ULL / PARTS;
+	long long before, links;
+	bool all = true;
+
+	for (unsigned int i = 0; i < PARTS; i++) {
+		before = vmstat("ptshare_link");
+		hold_loop(h, now_ns() + part);
+		links = vmstat("ptshare_link") - before;
+		if (share)
+			ksft_print_msg("part %u: %lld links\n", i + 1, links);
+		if (links < 10)
+			all = false;
+	}
+	return all || !share;
+}
+
 /* The second invariant */
 
 struct log_state {
@@ -752,7 +783,9 @@ static bool open_file(unsigned int *seed)
 	char buf[size];
 
 	file_size = NR_PAGES * size;
+	map_size = share ? TABLE_SIZE : file_size;
 	memfd = sys_memfd_create(MFD_CLOEXEC |
+				 (share ? MFD_SHARE_PGTABLES : 0) |
 				 (unprotected ? 0 : MFD_ALLOW_PROTECT));
 	if (memfd < 0)
 		return false;
@@ -844,6 +877,8 @@ static bool parse(int argc, char **argv, struct options *o)
 	for (int i = 1; i < argc; i++) {
 		if (!strcmp(argv[i], "--unprotected"))
 			unprotected = true;
+		else if (!strcmp(argv[i], "--share"))
+			share = true;
 		else if (i + 1 == argc)
 			return false;
 		else if (!strcmp(argv[i], "--seconds"))
@@ -874,7 +909,7 @@ static unsigned int start_all(const struct options *o, pid_t *pids)
 }
 
 static const char usage[] =
-	"Usage: %s [--seconds N] [--writers N] [--seed N] [--unprotected]\n";
+	"Usage: %s [--seconds N] [--writers N] [--seed N] [--unprotected] [--share]\n";
 
 int main(int argc, char **argv)
 {
@@ -883,9 +918,10 @@ int main(int argc, char **argv)
 	pid_t pids[MAX_WRITERS];
 	struct held held = { 0 };
 	unsigned long swapped = swapped_pages();
+	long long tables = ptshare_tables();
 	unsigned int nr, hung, chaos_seed;
 	pthread_t threads[2];
-	bool powerful;
+	bool powerful, linked;
 
 	o.seed = time(NULL);
 	if (!parse(argc, argv, &o)) {
@@ -893,9 +929,11 @@ int main(int argc, char **argv)
 		return KSFT_FAIL;
 	}
 	ksft_print_header();
-	ksft_set_plan(4);
-	ksft_print_msg("%u seconds, %u writers, seed %u\n", o.seconds,
-		       o.writers, o.seed);
+	if (share && !have_ptshare())
+		ksft_exit_skip("no MFD_SHARE_PGTABLES\n");
+	ksft_set_plan(share ? 6 : 4);
+	ksft_print_msg("%u seconds, %u writers, seed %u%s\n", o.seconds,
+		       o.writers, o.seed, share ? ", shared tables" : "");
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	held.seed = o.seed;
@@ -908,7 +946,7 @@ int main(int argc, char **argv)
 	nr = start_all(&o, pids);
 	pthread_create(&threads[0], NULL, log_thread, &log);
 	pthread_create(&threads[1], NULL, chaos_thread, &chaos_seed);
-	hold_loop(&held, now_ns() + o.seconds * 1000000000ULL);
+	linked = hold_in_parts(&held, o.seconds);
 	shared->stop = 1;
 	pthread_join(threads[0], NULL);
 	pthread_join(threads[1], NULL);
@@ -927,5 +965,11 @@ int main(int argc, char **argv)
 			 "nobody hangs (%u), no unexpected error (%lu)\n", hung,
 			 shared->errors);
 	ksft_test_result(powerful, "everything was exercised\n");
+	if (share) {
+		close(memfd);
+		ksft_test_result(linked, "page tables were shared all along\n");
+		ksft_test_result(tables_become(tables),
+				 "all tables are freed in the end\n");
+	}
 	ksft_finished();
 }
