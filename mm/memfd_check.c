@@ -476,6 +476,10 @@ vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 	struct memfd_protect *mp = vma_protect(vmf->vma);
 	vm_fault_t ret = 0;
 
+	/* The fault of a guest, which has asked in its own name. */
+	if (ptshare_host(vmf->vma))
+		return mode_at(mp, vmf->pgoff) == MEMFD_MODE_NONE ?
+		       0 : VM_FAULT_NOPAGE;
 	if (fault_was_denied(vmf))
 		return VM_FAULT_SIGBUS;
 	/* What is in flight does not matter where nothing is protected. */

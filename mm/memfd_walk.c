@@ -217,8 +217,8 @@ int memfd_walk_protect(struct address_space *mapping,
 	i_mmap_lock_read(mapping);
 	vma_interval_tree_foreach(vma, &mapping->i_mmap, spans[0].first,
 				  spans[nr - 1].last) {
-		if ((vma->vm_flags & (VM_SHARED | VM_MAYWRITE)) !=
-		    (VM_SHARED | VM_MAYWRITE))
+		if (!(vma->vm_flags & VM_SHARED) ||
+		    !(vma->vm_flags & (VM_WRITE | VM_MAYWRITE)))
 			continue;
 		err = walk_vma(vma, spans, nr);
 		if (err)

@@ -10,6 +10,7 @@
 
 #include <linux/jump_label.h>
 #include <linux/mm.h>
+#include <linux/ptshare.h>
 #include <uapi/linux/memfd.h>
 #include <uapi/linux/memfd_protect.h>
 
@@ -47,7 +48,7 @@ extern const struct vm_operations_struct memfd_protect_vm_ops;
 static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 {
 	return static_branch_unlikely(&memfd_protect_used) &&
-	       vma->vm_ops == &memfd_protect_vm_ops;
+	       ptshare_vm_ops(vma) == &memfd_protect_vm_ops;
 }
 
 bool __memfd_protect_no_pmd(void);

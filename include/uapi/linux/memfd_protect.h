@@ -14,6 +14,8 @@
 
 /* memfd_create(2): memfd_protect(2) may be used on this memfd */
 #define MFD_ALLOW_PROTECT	0x00100000U
+/* memfd_create(2): processes that map this memfd share its leaf page tables */
+#define MFD_SHARE_PGTABLES	0x00200000U
 
 /*
  * memfd_protect(2) modes, for prot == PROT_READ: what happens to a writer of

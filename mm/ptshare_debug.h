@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Switches that break shared page tables on purpose, for their tests.
+ *
+ * Each safety rule can be switched off, and each window that it closes can be
+ * made wider, through /sys/kernel/debug/ptshare/. A test that passes with its
+ * rule switched off is no test. Without CONFIG_PTSHARE_DEBUG all of it compiles
+ * to nothing.
+ */
+#ifndef _MM_PTSHARE_DEBUG_H
+#define _MM_PTSHARE_DEBUG_H
+
+#include <linux/types.h>
+
+/**
+ * enum ptshare_debug_rule - what can be switched off
+ * @PTSHARE_RULE_FLUSH: Who changes shared entries flushes all that link to them.
+ * @PTSHARE_RULE_BATCH: ... also if it collects flushes for later.
+ * @PTSHARE_RULE_UNLINK_FLUSH: Who unlinks flushes.
+ * @PTSHARE_RULE_UNLINK: Tables are freed only when no mapping is left.
+ * @PTSHARE_RULE_CLASS: Read-only mappings link to read-only tables.
+ * @PTSHARE_RULE_RETRACT: khugepaged leaves the file's tables alone.
+ * @PTSHARE_RULE_COLLAPSE: khugepaged leaves linked tables alone.
+ * @PTSHARE_RULE_NUMA: NUMA balancing leaves linked tables alone.
+ * @PTSHARE_RULE_SPLIT: Splits off a table's boundary end sharing.
+ * @PTSHARE_RULE_MODIFY: Flags that a shared table cannot express end sharing.
+ * @PTSHARE_RULE_SOFT_DIRTY: Soft-dirty tracking ends sharing.
+ * @PTSHARE_RULE_NOTIFIER: MMU notifiers end sharing.
+ * @PTSHARE_RULE_CHARGE: Pages are charged to who faults them in.
+ * @PTSHARE_RULE_RECENCY: Reclaim of any cgroup looks at the accessed bits.
+ * @PTSHARE_RULE_MAPCOUNT: Folios count as shared with several mappings.
+ * @PTSHARE_RULE_ASK: Write faults ask memfd_protect() in their own name.
+ * @PTSHARE_RULE_NR: Their number.
+ */
+enum ptshare_debug_rule {
+	PTSHARE_RULE_FLUSH,
+	PTSHARE_RULE_BATCH,
+	PTSHARE_RULE_UNLINK_FLUSH,
+	PTSHARE_RULE_UNLINK,
+	PTSHARE_RULE_CLASS,
+	PTSHARE_RULE_RETRACT,
+	PTSHARE_RULE_COLLAPSE,
+	PTSHARE_RULE_NUMA,
+	PTSHARE_RULE_SPLIT,
+	PTSHARE_RULE_MODIFY,
+	PTSHARE_RULE_SOFT_DIRTY,
+	PTSHARE_RULE_NOTIFIER,
+	PTSHARE_RULE_CHARGE,
+	PTSHARE_RULE_RECENCY,
+	PTSHARE_RULE_MAPCOUNT,
+	PTSHARE_RULE_ASK,
+	PTSHARE_RULE_NR,
+};
+
+/**
+ * enum ptshare_debug_delay - windows that can be made wider
+ * @PTSHARE_DELAY_ASK: Between a fault's question to memfd_protect() and its page.
+ * @PTSHARE_DELAY_LINK: Between a fault's page and its link.
+ * @PTSHARE_DELAY_TEARDOWN: Before the tables of a file are freed.
+ * @PTSHARE_DELAY_NR: Their number.
+ */
+enum ptshare_debug_delay {
+	PTSHARE_DELAY_ASK,
+	PTSHARE_DELAY_LINK,
+	PTSHARE_DELAY_TEARDOWN,
+	PTSHARE_DELAY_NR,
+};
+
+#ifdef CONFIG_PTSHARE_DEBUG
+extern bool ptshare_debug_off[PTSHARE_RULE_NR];
+void ptshare_debug_sleep(enum ptshare_debug_delay where);
+#define ptshare_rule(name)	likely(!READ_ONCE(ptshare_debug_off[PTSHARE_RULE_##name]))
+#define ptshare_delay(name)	ptshare_debug_sleep(PTSHARE_DELAY_##name)
+#else
+#define ptshare_rule(name)	((void)PTSHARE_RULE_##name, true)
+#define ptshare_delay(name)	((void)PTSHARE_DELAY_##name)
+#endif
+
+#endif /* _MM_PTSHARE_DEBUG_H */

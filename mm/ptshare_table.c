@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Shared page tables of memfds: faults, links, and the life of tables.
+ *
+ * A fault of a guest first looks whether the host's table has what it needs. Then
+ * it links and is done. Otherwise the fault is carried out once more in the
+ * VMA of the host that its class has, as if that was where it happened, by
+ * the same code that serves ordinary VMAs.
+ *
+ * What a fault may wait for, it waits for in its own name before that: it asks
+ * memfd_protect() with its own VMA, address and lock. Neither the host's VMA nor
+ * its mmap lock is locked, hence nothing may be dropped there to wait: the host's
+ * part of the fault knows no retry. If the answer of memfd_protect() has changed
+ * by then, the host's part does nothing, and the fault happens again.
+ *
+ * The invariants by their letters are those of mm/ptshare.c.
+ */
+
+#include <linux/memfd_protect.h>
+#include <linux/mm.h>
+#include <linux/mm_inline.h>
+#include <linux/pagemap.h>
+#include <asm/pgalloc.h>
+#include <asm/tlb.h>
+#include <asm/tlbflush.h>
+
+#include "internal.h"
+#include "ptshare.h"
+#include "ptshare_debug.h"
+
+/* How many tables one fault links, as many as there are in this range. */
+#define LINK_AROUND		(64 * PMD_SIZE)
+
+/* What the host's part of a fault is told. */
+#define HOST_FAULT_FLAGS	(FAULT_FLAG_WRITE | FAULT_FLAG_USER | \
+				 FAULT_FLAG_REMOTE)
+
+/*
+ * Walks
+ */
+
+/* The PMD entry for an address, NULL if there is no PMD table. */
+static pmd_t *find_pmd(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgd = pgd_offset(mm, addr);
+	p4d_t *p4d;
+	pud_t *pud;
+
+	if (pgd_none(READ_ONCE(*pgd)))
+		return NULL;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none(READ_ONCE(*p4d)))
+		return NULL;
+	pud = pud_offset(p4d, addr);
+	if (pud_none(READ_ONCE(*pud)))
+		return NULL;
+	return pmd_offset(pud, addr);
+}
+
+/* The first entry from *@addr on that is not empty; *@addr becomes its address. */
+static pmd_t *next_pmd(struct mm_struct *mm, unsigned long *addr,
+		       unsigned long end)
+{
+	while (*addr < end) {
+		pgd_t *pgd = pgd_offset(mm, *addr);
+		p4d_t *p4d;
+		pud_t *pud;
+		pmd_t *pmd;
+
+		if (pgd_none(READ_ONCE(*pgd))) {
+			*addr = pgd_addr_end(*addr, end);
+			continue;
+		}
+		p4d = p4d_offset(pgd, *addr);
+		if (p4d_none(READ_ONCE(*p4d))) {
+			*addr = p4d_addr_end(*addr, end);
+			continue;
+		}
+		pud = pud_offset(p4d, *addr);
+		if (pud_none(READ_ONCE(*pud))) {
+			*addr = pud_addr_end(*addr, end);
+			continue;
+		}
+		pmd = pmd_offset(pud, *addr);
+		if (!pmd_none(pmdp_get_lockless(pmd)))
+			return pmd;
+		*addr = pmd_addr_end(*addr, end);
+	}
+	return NULL;
+}
+
+static pmd_t *alloc_pmd(struct mm_struct *mm, unsigned long addr)
+{
+	p4d_t *p4d = p4d_alloc(mm, pgd_offset(mm, addr), addr);
+	pud_t *pud;
+
+	if (!p4d)
+		return NULL;
+	pud = pud_alloc(mm, p4d, addr);
+	return pud ? pmd_alloc(mm, pud, addr) : NULL;
+}
+
+static atomic_t *links_of(pgtable_t table)
+{
+	return &page_ptdesc(table)->pt_share_count;
+}
+
+unsigned int __ptshare_links(pmd_t *pmd)
+{
+	pmd_t table = pmdp_get_lockless(pmd);
+
+	return pmd_none(table) ? 1 : atomic_read(links_of(pmd_pgtable(table)));
+}
+
+/*
+ * Links
+ */
+
+/* Points one PMD entry of a guest to the host's table, if it has one. */
+static bool link_table(struct mm_struct *mm, pmd_t *pmd, pmd_t *host_pmd)
+{
+	pmd_t table = pmdp_get_lockless(host_pmd);
+	bool linked = false;
+	spinlock_t *ptl; /* of the guest's PMD table */
+
+	if (pmd_none(table) || !pmd_none(pmdp_get_lockless(pmd)))
+		return false;
+	ptl = pmd_lock(mm, pmd);
+	if (pmd_none(*pmd)) {
+		atomic_inc(links_of(pmd_pgtable(table)));
+		pmd_populate(mm, pmd, pmd_pgtable(table));
+		linked = true;
+	}
+	spin_unlock(ptl);
+	return linked;
+}
+
+/*
+ * Links the table at @address, whose PMD entry is @pmd, and its neighbours. A
+ * table that is found stays: the guest is locked, and in the tree (F).
+ */
+static void link_around(struct vm_area_struct *vma, unsigned long address,
+			pmd_t *pmd, struct vm_area_struct *host_vma)
+{
+	unsigned long start = max(ALIGN_DOWN(address, LINK_AROUND),
+				  vma->vm_start);
+	unsigned long end = min(ALIGN_DOWN(address, LINK_AROUND) + LINK_AROUND,
+				vma->vm_end);
+	unsigned long nr = 0, addr = start;
+
+	pmd -= (ALIGN_DOWN(address, PMD_SIZE) - start) >> PMD_SHIFT;
+	for (; addr < end; addr += PMD_SIZE, pmd++) {
+		pmd_t *host_pmd = find_pmd(host_vma->vm_mm,
+					   host_vma->vm_start +
+					   ptshare_offset(vma, addr));
+
+		if (host_pmd && link_table(vma->vm_mm, pmd, host_pmd))
+			nr++;
+	}
+	atomic_long_add(nr, &ptshare_of(vma)->nr_links);
+	count_vm_events(PTSHARE_LINK, nr);
+}
+
+/**
+ * ptshare_unlink() - clear the links of a guest in a range
+ * @vma: The guest.
+ * @start: First address. All links that reach into the range are cleared.
+ * @end: End of the range.
+ *
+ * No CPU uses the tables through this guest when it returns. It is one flush,
+ * for all tables, and it says that tables are freed: paging-structure caches go
+ * too, and CPUs that run the address space lazily are interrupted as well. The
+ * flush comes now and not with others at the end of an unmap, because the VMA
+ * leaves the tree of guests before that (L).
+ *
+ * Context: May sleep. mmap lock or VMA lock of @vma.
+ */
+void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
+		    unsigned long end)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	unsigned long first = ULONG_MAX, last = 0, nr = 0;
+	unsigned long addr = ALIGN_DOWN(start, PMD_SIZE);
+	pmd_t *pmd;
+
+	end = ALIGN(end, PMD_SIZE);
+	for (; (pmd = next_pmd(mm, &addr, end)); addr += PMD_SIZE) {
+		spinlock_t *ptl = pmd_lock(mm, pmd);
+		pmd_t table = *pmd;
+
+		if (!pmd_none(table)) {
+			pmd_clear(pmd);
+			atomic_dec(links_of(pmd_pgtable(table)));
+			nr++;
+		}
+		spin_unlock(ptl);
+		first = min(first, addr);
+		last = addr + PMD_SIZE;
+	}
+	if (!nr)
+		return;
+	if (ptshare_rule(UNLINK_FLUSH))
+		flush_tlb_mm_range(mm, first, last, PAGE_SHIFT, true);
+	atomic_long_sub(nr, &ptshare_of(vma)->nr_links);
+	count_vm_events(PTSHARE_UNLINK, nr);
+}
+
+bool __ptshare_change_protection(struct vm_area_struct *vma,
+				 unsigned long start, unsigned long end,
+				 bool numa)
+{
+	if (!numa)
+		ptshare_unlink(vma, start, end);
+	else if (!ptshare_rule(NUMA))
+		return false;
+	return true;
+}
+
+bool __ptshare_no_retract(void)
+{
+	return ptshare_rule(RETRACT);
+}
+
+bool __ptshare_no_collapse(void)
+{
+	return ptshare_rule(COLLAPSE);
+}
+
+/*
+ * Faults
+ */
+
+/* The PMD entry of the host, with a table behind it. */
+static pmd_t *host_table(struct ptshare *ps, struct mm_struct *mm,
+			 unsigned long addr)
+{
+	pmd_t *pmd = alloc_pmd(mm, addr);
+	pgtable_t table, new;
+
+	if (!pmd || !pmd_none(pmdp_get_lockless(pmd)))
+		return pmd;
+	new = table = pte_alloc_one(mm);
+	if (!table)
+		return NULL;
+	atomic_set(links_of(table), 0);
+	pmd_install(mm, pmd, &new);
+	if (new) {
+		pte_free(mm, new);
+		return pmd;
+	}
+	atomic_long_inc(&ps->nr_tables);
+	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, 1);
+	return pmd;
+}
+
+/* Whether an access needs no more than a link. */
+static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
+			unsigned int flags)
+{
+	pte_t *pte = pte_offset_map(pmd, addr);
+	pte_t entry;
+
+	if (!pte)
+		return false;
+	entry = ptep_get_lockless(pte);
+	pte_unmap(pte);
+	return pte_present(entry) &&
+	       (!(flags & FAULT_FLAG_WRITE) || pte_write(entry));
+}
+
+/* Asks memfd_protect() in the guest's name: it may wait, and return RETRY. */
+static vm_fault_t guest_ask(struct vm_area_struct *vma, unsigned long address,
+			    unsigned int flags)
+{
+	struct vm_fault vmf = {
+		.vma = vma,
+		.address = address & PAGE_MASK,
+		.real_address = address,
+		.flags = flags,
+		.pgoff = linear_page_index(vma, address),
+	};
+
+	if (!(flags & FAULT_FLAG_WRITE) || !ptshare_rule(ASK))
+		return 0;
+	return memfd_protect_fault(&vmf);
+}
+
+static struct ptshare_host *find_host(struct vm_area_struct *vma,
+				      unsigned int flags, vm_fault_t *ret)
+{
+	/* Its fields are visible if it is. */
+	struct ptshare_host *host = smp_load_acquire(&ptshare_of(vma)->host);
+
+	if (likely(host))
+		return host;
+	/* Making one takes locks that come before the VMA lock. */
+	if (flags & FAULT_FLAG_VMA_LOCK) {
+		vma_end_read(vma);
+		*ret = VM_FAULT_RETRY;
+		return NULL;
+	}
+	*ret = VM_FAULT_OOM;
+	return ptshare_get_host(vma);
+}
+
+/**
+ * ptshare_fault() - a page fault in a guest
+ * @vma: The guest.
+ * @address: Where it is.
+ * @flags: FAULT_FLAG_*.
+ * @fault: __handle_mm_fault().
+ *
+ * Context: May sleep. mmap lock or VMA lock of @vma, released if the result has
+ * VM_FAULT_RETRY.
+ * Return: VM_FAULT_*.
+ */
+vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
+			 unsigned int flags, ptshare_fault_fn *fault)
+{
+	enum ptshare_class class = ptshare_class_of(vma->vm_flags);
+	struct vm_area_struct *host_vma;
+	struct ptshare_host *host;
+	unsigned long host_addr;
+	pmd_t *pmd, *host_pmd;
+	vm_fault_t ret = 0;
+
+	host = find_host(vma, flags, &ret);
+	if (!host)
+		return ret;
+	if (!ptshare_rule(CLASS))
+		class = PTSHARE_RW;
+	host_vma = host->vma[class];
+	host_addr = host_vma->vm_start + ptshare_offset(vma, address);
+
+	pmd = alloc_pmd(vma->vm_mm, address);
+	host_pmd = host_table(ptshare_of(vma), host->mm, host_addr);
+	if (!pmd || !host_pmd)
+		return VM_FAULT_OOM;
+
+	ret = 0;
+	if (!host_allows(host->mm, host_pmd, host_addr, flags)) {
+		ret = guest_ask(vma, address, flags);
+		if (ret)
+			return ret;
+		ptshare_delay(ASK);
+		ret = fault(host_vma, host_addr, flags & HOST_FAULT_FLAGS);
+		VM_WARN_ON_ONCE(ret & (VM_FAULT_RETRY | VM_FAULT_COMPLETED));
+		if (ret & VM_FAULT_ERROR)
+			return ret;
+		ptshare_delay(LINK);
+	}
+	if (pmd_none(pmdp_get_lockless(pmd)))
+		link_around(vma, address, pmd, host_vma);
+	return ret;
+}
+
+/*
+ * Tables
+ */
+
+static void uncount_table(struct ptshare *ps, pmd_t *pmd)
+{
+	pgtable_t table = pmd_pgtable(*pmd);
+
+	VM_WARN_ON_ONCE(ptshare_rule(UNLINK) && atomic_read(links_of(table)));
+	atomic_long_dec(&ps->nr_tables);
+	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, -1);
+}
+
+static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
+			      unsigned long start, unsigned long end)
+{
+	unsigned long addr = start;
+	struct mmu_gather tlb;
+	pmd_t *pmd;
+
+	if (!next_pmd(vma->vm_mm, &addr, end))
+		return;
+	zap_page_range_single(vma, start, end - start, NULL);
+	for (; (pmd = next_pmd(vma->vm_mm, &addr, end)); addr += PMD_SIZE)
+		uncount_table(ps, pmd);
+	tlb_gather_mmu(&tlb, vma->vm_mm);
+	free_pgd_range(&tlb, start, end, start, end);
+	tlb_finish_mmu(&tlb);
+}
+
+/**
+ * ptshare_free_tables() - free tables that nobody maps any more
+ * @ps: Shared page tables of a file.
+ * @host: Its host.
+ * @first: First page offset, the first of a table.
+ * @last: Last page offset, the last of a table.
+ *
+ * Context: May sleep. i_mmap_rwsem for writing, and no guest in the tree maps any
+ * of it (F).
+ */
+void ptshare_free_tables(struct ptshare *ps, struct ptshare_host *host,
+			 pgoff_t first, pgoff_t last)
+{
+	enum ptshare_class class;
+
+	i_mmap_assert_write_locked(ps->mapping);
+	for (class = 0; class < PTSHARE_CLASSES; class++)
+		free_class_tables(ps, host->vma[class],
+				  PTSHARE_BASE(class) + (first << PAGE_SHIFT),
+				  PTSHARE_BASE(class) +
+				  ((last + 1) << PAGE_SHIFT));
+}
+
+/**
+ * ptshare_uncount_tables() - the tables of a host are about to go with it
+ * @ps: Shared page tables of the file that it had.
+ * @host: The host, of which nobody knows any more.
+ *
+ * Context: May sleep.
+ */
+void ptshare_uncount_tables(struct ptshare *ps, struct ptshare_host *host)
+{
+	unsigned long addr = PTSHARE_BASE(0);
+	unsigned long end = PTSHARE_BASE(PTSHARE_CLASSES);
+	pmd_t *pmd;
+
+	for (; (pmd = next_pmd(host->mm, &addr, end)); addr += PMD_SIZE) {
+		uncount_table(ps, pmd);
+		cond_resched();
+	}
+}

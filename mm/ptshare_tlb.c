@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Shared page tables of memfds: TLB flushes.
+ *
+ * Who changes an entry of a shared table flushes the host, the only address space
+ * that it knows of. No CPU ever ran there. These functions take the place of that
+ * flush: they flush the guests that map what was changed, each at its own addresses.
+ *
+ * Why that is enough (T). The entry was changed by somebody who found the host in
+ * the reverse mapping of the file, and holds i_mmap_rwsem. So the tree of guests
+ * stands still. A TLB entry made from the shared entry belongs to an address space
+ * that had a link. It has one still, and then its guest is in the tree; or the
+ * link was cleared, and that flushed before the guest left the tree, or will
+ * flush yet, and meanwhile it is in the tree. Each guest is flushed no matter
+ * whether it has a link, so nothing is to be said about links made meanwhile.
+ *
+ * In each address space the flush is counted before its CPUs are looked at, and a
+ * CPU that starts to run it is seen there before it reads the count: see
+ * inc_mm_tlb_gen() and switch_mm_irqs_off(). A CPU that runs it lazily reads the
+ * count before it goes back to user mode.
+ *
+ * CPUs are interrupted if they run a guest, and no others. If it is one guest, it is
+ * told the range. If there are more, their CPUs are interrupted at once, and flush
+ * the whole address space that they run: each would need other addresses.
+ */
+
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/percpu.h>
+#include <asm/tlbflush.h>
+
+#include "internal.h"
+#include "ptshare.h"
+#include "ptshare_debug.h"
+
+/* Too large for the stack on large machines. */
+static DEFINE_PER_CPU(struct arch_tlbflush_unmap_batch, flush_batch);
+
+/* Page offsets of the host's addresses. Those of a class stay in it. */
+static void host_range(unsigned long start, unsigned long end, pgoff_t *first,
+		       pgoff_t *last)
+{
+	enum ptshare_class class;
+
+	for (class = 0; class < PTSHARE_CLASSES; class++) {
+		unsigned long base = PTSHARE_BASE(class);
+
+		if (start < base || start >= base + PTSHARE_SPAN ||
+		    end > base + PTSHARE_SPAN)
+			continue;
+		*first = (start - base) >> PAGE_SHIFT;
+		*last = (end - 1 - base) >> PAGE_SHIFT;
+		return;
+	}
+	*first = 0;
+	*last = (PTSHARE_SPAN >> PAGE_SHIFT) - 1;
+}
+
+/* Where a guest maps the first and last page offsets that it has of a range. */
+static void guest_range(struct vm_area_struct *guest, pgoff_t first,
+			pgoff_t last, unsigned long *start, unsigned long *end)
+{
+	pgoff_t guest_last = guest->vm_pgoff + vma_pages(guest) - 1;
+
+	first = max(first, guest->vm_pgoff);
+	last = min(last, guest_last);
+	*start = guest->vm_start + ((first - guest->vm_pgoff) << PAGE_SHIFT);
+	*end = guest->vm_start + ((last + 1 - guest->vm_pgoff) << PAGE_SHIFT);
+}
+
+/**
+ * ptshare_flush_tlb() - flush the guests of a host
+ * @host: The host.
+ * @start: First address in the host.
+ * @end: End, or TLB_FLUSH_ALL.
+ * @freed_tables: As for flush_tlb_mm_range().
+ *
+ * Context: i_mmap_rwsem of the file. May be called with page table locks held.
+ */
+void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
+		       unsigned long end, bool freed_tables)
+{
+	struct ptshare *ps = READ_ONCE(host->ptshare);
+	struct arch_tlbflush_unmap_batch *batch;
+	struct vm_area_struct *guest;
+	bool one = false, more = false;
+	pgoff_t first, last;
+
+	/* It is being torn down, without guests. */
+	if (!ps || !ptshare_rule(FLUSH))
+		return;
+	i_mmap_assert_locked(ps->mapping);
+	host_range(start, end, &first, &last);
+
+	batch = get_cpu_ptr(&flush_batch);
+	vma_interval_tree_foreach(guest, &ps->guests, first, last) {
+		struct mm_struct *mm = guest->vm_mm;
+
+		if (!one && !cpumask_empty(mm_cpumask(mm))) {
+			guest_range(guest, first, last, &start, &end);
+			flush_tlb_mm_range(mm, start, end, PAGE_SHIFT,
+					   freed_tables);
+			one = true;
+		} else {
+			arch_tlbbatch_add_pending(batch, mm, 0);
+			more = true;
+		}
+	}
+	if (more)
+		arch_tlbbatch_flush(batch);
+	put_cpu_ptr(&flush_batch);
+}
+
+/**
+ * ptshare_tlbbatch_add() - flush the guests of a host later
+ * @batch: What is to be flushed.
+ * @host: The host.
+ * @addr: Address of the page in the host.
+ *
+ * Context: i_mmap_rwsem of the file, page table lock.
+ */
+void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
+			  struct mm_struct *host, unsigned long addr)
+{
+	struct ptshare *ps = READ_ONCE(host->ptshare);
+	struct vm_area_struct *guest;
+	pgoff_t first, last;
+
+	if (!ps || !ptshare_rule(BATCH))
+		return;
+	i_mmap_assert_locked(ps->mapping);
+	host_range(addr, addr + PAGE_SIZE, &first, &last);
+	vma_interval_tree_foreach(guest, &ps->guests, first, last)
+		arch_tlbbatch_add_pending(batch, guest->vm_mm, 0);
+}
