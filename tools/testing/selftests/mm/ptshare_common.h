@@ -409,6 +409,8 @@ static inline bool peer_start(struct peer *p, int fd)
 
 static inline bool peer_tell(struct peer *p, operation_fn fn)
 {
+	if (!p->arg)
+		return false;
 	p->arg->fn = fn;
 	p->arg->out.done = 0;
 	p->arg->out.started = 0;
@@ -454,6 +456,8 @@ static inline bool peer_exit(struct peer *p)
 {
 	bool ok;
 
+	if (!p->arg)
+		return false;
 	peer_tell(p, NULL);
 	close(p->sock);
 	p->sock = -1;
@@ -463,14 +467,13 @@ static inline bool peer_exit(struct peer *p)
 		peer_reap(p);
 	}
 	munmap(p->arg, sizeof(*p->arg));
+	p->arg = NULL;
 	return ok && WIFEXITED(p->status);
 }
 
 static inline void peer_kill(struct peer *p)
 {
-	if (p->pid <= 0)
-		return;
-	if (!p->reaped)
+	if (p->pid > 0 && !p->reaped)
 		kill(p->pid, SIGKILL);
 	peer_exit(p);
 }
