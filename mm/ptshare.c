@@ -238,6 +238,8 @@ static struct ptshare_host *host_alloc(struct ptshare *ps,
 	/* It is nobody's, and outlives who makes it. */
 	RCU_INIT_POINTER(host->mm->owner, NULL);
 #endif
+	/* Its maker's, such as whether it wants huge pages, are not for all. */
+	host->mm->flags = 0;
 	host->mm->ptshare = ps;
 	mmap_write_lock(host->mm);
 	for (class = 0; !err && class < PTSHARE_CLASSES; class++)

@@ -57,34 +57,40 @@ static pmd_t *find_pmd(struct mm_struct *mm, unsigned long addr)
 	return pmd_offset(pud, addr);
 }
 
-/* The first entry from *@addr on that is not empty; *@addr becomes its address. */
+/*
+ * The first entry from *@addr on that is not empty; *@addr becomes its address.
+ * Levels that are folded are never empty, and end where the next one does.
+ */
 static pmd_t *next_pmd(struct mm_struct *mm, unsigned long *addr,
 		       unsigned long end)
 {
 	while (*addr < end) {
+		unsigned long pgd_end = pgd_addr_end(*addr, end);
+		unsigned long p4d_end = p4d_addr_end(*addr, pgd_end);
+		unsigned long pud_end = pud_addr_end(*addr, p4d_end);
 		pgd_t *pgd = pgd_offset(mm, *addr);
 		p4d_t *p4d;
 		pud_t *pud;
 		pmd_t *pmd;
 
 		if (pgd_none(READ_ONCE(*pgd))) {
-			*addr = pgd_addr_end(*addr, end);
+			*addr = pgd_end;
 			continue;
 		}
 		p4d = p4d_offset(pgd, *addr);
 		if (p4d_none(READ_ONCE(*p4d))) {
-			*addr = p4d_addr_end(*addr, end);
+			*addr = p4d_end;
 			continue;
 		}
 		pud = pud_offset(p4d, *addr);
 		if (pud_none(READ_ONCE(*pud))) {
-			*addr = pud_addr_end(*addr, end);
+			*addr = pud_end;
 			continue;
 		}
 		pmd = pmd_offset(pud, *addr);
 		if (!pmd_none(pmdp_get_lockless(pmd)))
 			return pmd;
-		*addr = pmd_addr_end(*addr, end);
+		*addr = pmd_addr_end(*addr, pud_end);
 	}
 	return NULL;
 }
