@@ -582,20 +582,14 @@ void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 	}
 }
 
-static void share_at(struct mm_struct *mm, unsigned long addr)
+void __ptshare_reshare(struct mm_struct *mm, unsigned long addr)
 {
-	struct vm_area_struct *vma = vma_lookup(mm, addr);
+	struct vm_area_struct *prev, *vma = find_vma_prev(mm, addr, &prev);
 
 	if (vma && is_ordinary(vma))
 		__ptshare_modify(vma, vma->vm_flags);
-}
-
-void __ptshare_remapped(struct mm_struct *mm, unsigned long from,
-			unsigned long to)
-{
-	share_at(mm, from);
-	if (!IS_ERR_VALUE(to) && to != from)
-		share_at(mm, to);
+	if (prev && is_ordinary(prev))
+		__ptshare_modify(prev, prev->vm_flags);
 }
 
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,

@@ -87,8 +87,7 @@ void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags);
 void __ptshare_unshare(struct vm_area_struct *vma);
 void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma);
 void __ptshare_unshare_mm(struct mm_struct *mm);
-void __ptshare_remapped(struct mm_struct *mm, unsigned long from,
-			unsigned long to);
+void __ptshare_reshare(struct mm_struct *mm, unsigned long addr);
 bool __ptshare_all_cgroups(void);
 struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma);
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
@@ -290,18 +289,17 @@ static inline void ptshare_unshare_mm(struct mm_struct *mm)
 }
 
 /**
- * ptshare_remapped() - mremap() is done, or has failed
+ * ptshare_reshare() - VMAs may have got a shape in which they can share
  * @mm: The address space.
- * @from: Where the VMA was.
- * @to: Where it is, or an error.
+ * @addr: The VMA that has this address, or the next, and the one before it. An
+ *	  error if there is none.
  *
  * Context: mmap lock for writing.
  */
-static inline void ptshare_remapped(struct mm_struct *mm, unsigned long from,
-				    unsigned long to)
+static inline void ptshare_reshare(struct mm_struct *mm, unsigned long addr)
 {
-	if (static_branch_unlikely(&ptshare_used))
-		__ptshare_remapped(mm, from, to);
+	if (static_branch_unlikely(&ptshare_used) && !IS_ERR_VALUE(addr))
+		__ptshare_reshare(mm, addr);
 }
 
 /**
@@ -481,8 +479,7 @@ ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 static inline void ptshare_unshare(struct vm_area_struct *vma) { }
 static inline void ptshare_unshare_soft_dirty(struct vm_area_struct *vma) { }
 static inline void ptshare_unshare_mm(struct mm_struct *mm) { }
-static inline void ptshare_remapped(struct mm_struct *mm, unsigned long from,
-				    unsigned long to) { }
+static inline void ptshare_reshare(struct mm_struct *mm, unsigned long addr) { }
 
 static inline vm_fault_t ptshare_fault(struct vm_area_struct *vma,
 				       unsigned long address,
