@@ -76,6 +76,22 @@ static inline int sys_memfd_create(unsigned int flags)
 	return neg_errno(syscall(__NR_memfd_create, "protect-test", flags));
 }
 
+/*
+ * Ends a test program, as skipped, on a kernel without CONFIG_MEMFD_PROTECT. One
+ * that has a part of it is no reason: the tests fail there.
+ */
+static inline void need_memfd_protect(void)
+{
+	int fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
+
+	if (fd >= 0)
+		close(fd);
+	if (fd != -EINVAL || sys_memfd_notify(-1, 0) != -ENOSYS)
+		return;
+	printf("TAP version 13\n1..0 # SKIP no CONFIG_MEMFD_PROTECT\n");
+	exit(4);
+}
+
 static inline size_t page_size(void)
 {
 	static size_t size;

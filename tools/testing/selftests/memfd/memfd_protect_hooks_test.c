@@ -940,6 +940,7 @@ int main(int argc, char **argv)
 {
 	int ret;
 
+	need_memfd_protect();
 	hooks_reset();
 	ret = test_harness_run(argc, argv);
 	hooks_reset();

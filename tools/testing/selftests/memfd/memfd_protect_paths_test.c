@@ -2168,4 +2168,8 @@ TEST_F(near, userfaultfd_refused)
 	close(uffd);
 }
 
-TEST_HARNESS_MAIN
+int main(int argc, char **argv)
+{
+	need_memfd_protect();
+	return test_harness_run(argc, argv);
+}

@@ -928,6 +928,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, usage, argv[0]);
 		return KSFT_FAIL;
 	}
+	need_memfd_protect();
 	ksft_print_header();
 	if (share && !have_ptshare())
 		ksft_exit_skip("no MFD_SHARE_PGTABLES\n");

@@ -3042,4 +3042,8 @@ TEST_F(file, ranges_are_charged)
 	rmdir(CGROUP_TEST);
 }
 
-TEST_HARNESS_MAIN
+int main(int argc, char **argv)
+{
+	need_memfd_protect();
+	return test_harness_run(argc, argv);
+}
