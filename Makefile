@@ -21,6 +21,9 @@ check: kernel kernel-vanilla programs	## run every test; ends with N passed, N f
 check-debug: kernel-debug programs	## run the tests on the debug kernel
 	@scripts/check debug
 
+check-configs: kernel-vanilla programs	## build and test the kernels that have a part of our options
+	@scripts/check-configs
+
 bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/
 	@scripts/bench
 
@@ -62,5 +65,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check check-debug bench shell gdb kernel kernel-debug \
+.PHONY: help setup demo check check-debug check-configs bench shell gdb kernel kernel-debug \
 	kernel-vanilla programs refresh series each-patch lint compile_commands.json clean

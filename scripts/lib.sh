@@ -16,6 +16,11 @@ HDR=$BUILD/usr/include		# UAPI headers of the patched kernel
 source_of() { [ "$1" = vanilla ] && echo "$VANILLA" || echo "$LINUX"; }
 obj_of() { echo "$(source_of "$1")/obj-$1"; }
 
+# All kernels, and those with a part of our options: see scripts/build.
+KERNELS=(normal debug vanilla noshare noprotect neither)
+PARTIAL=(noshare noprotect neither)
+is_kernel() { [[ " ${KERNELS[*]} " = *" $1 "* ]]; }
+
 # What may hold files of ours, at the path they have in the kernel.
 KERNEL_DIRS=(arch Documentation fs include kernel lib mm samples security tools)
 
