@@ -213,8 +213,8 @@ static inline void open_results(int argc, char **argv)
 static inline void say_machine(const char *what, const char *reproduce)
 {
 	static const char * const options[] = {
-		"MEMFD_PROTECT", "MEMFD_PROTECT_DEBUG", "PTSHARE", "DEBUG_VM", "HZ",
-		"PREEMPT_VOLUNTARY", "MEM_SOFT_DIRTY",
+		"MEMFD_PROTECT", "MEMFD_PROTECT_DEBUG", "PTSHARE", "PTSHARE_DEBUG",
+		"DEBUG_VM", "HZ", "PREEMPT_VOLUNTARY", "MEM_SOFT_DIRTY",
 	};
 	double ns = ns_per_instruction();
 	struct utsname u;
