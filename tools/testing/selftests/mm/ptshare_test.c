@@ -2644,6 +2644,13 @@ static long peer_poison(void *data)
 	return neg_errno(madvise(arg->map + arg->value, 4096, MADV_HWPOISON));
 }
 
+static long peer_drop_links(void *data)
+{
+	struct peer_arg *arg = data;
+
+	return neg_errno(madvise(arg->map, arg->len, MADV_DONTNEED));
+}
+
 /*
  * Who has poisoned a page gets the signal at once, and who touches it later then;
  * nobody who does not. It is the same without sharing.
@@ -2678,6 +2685,7 @@ TEST_F(pair, hwpoison)
 	EXPECT_EQ(0, fallocate(self->fd, FALLOC_FL_PUNCH_HOLE |
 			       FALLOC_FL_KEEP_SIZE, poisoned * 4096, 4096));
 	EXPECT_EQ(0, madvise(page, 4096, MADV_DONTNEED));
+	EXPECT_EQ(0, peer_call(&self->peer, peer_drop_links));
 	EXPECT_EQ(0, try_load(page));
 	EXPECT_EQ(0, peer_call(&self->peer, peer_fill));
 	EXPECT_RIGHT_SHARED(self);
@@ -3782,6 +3790,7 @@ static void *fault_all(void *arg)
 /* Runs the crew; whoever calls may do something to the mapping meanwhile */
 static size_t run_crew(struct crew *crew, long (*meanwhile)(char *map))
 {
+	uint64_t end = now_ns() + 2000000000ULL;
 	struct member members[NR_THREADS];
 	size_t wrong = 0;
 
@@ -3793,7 +3802,7 @@ static size_t run_crew(struct crew *crew, long (*meanwhile)(char *map))
 			       &members[i]);
 	}
 	pthread_barrier_wait(&crew->start);
-	for (int i = 0; i < 30 && meanwhile; i++) {
+	for (int i = 0; i < 30 && meanwhile && now_ns() < end; i++) {
 		meanwhile(crew->map);
 		usleep(1000);
 	}
@@ -3842,6 +3851,46 @@ static long fork_once(char *map)
 	return waitpid(pid, NULL, 0) == pid ? 0 : -errno;
 }
 
+static long page_out(char *map)
+{
+	return madvise(map, FILE_SIZE, MADV_PAGEOUT);
+}
+
+static long migrate_all(char *map)
+{
+	static unsigned int turn;
+
+	return move_to_node(0, map, FILE_PAGES, turn++ % 2, MPOL_MF_MOVE_ALL);
+}
+
+static long collapse_private(char *map)
+{
+	static char *private;
+	char path[64];
+	int fd;
+
+	if (!private) {
+		snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx",
+			 (unsigned long)map, (unsigned long)map + FILE_SIZE);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		private = mmap(reserve(FILE_SIZE), FILE_SIZE, PROT_READ,
+			       MAP_PRIVATE | MAP_FIXED, fd, 0);
+		close(fd);
+		if (private == MAP_FAILED)
+			return -errno;
+	}
+	(void)load64(private);
+	return madvise(private, FILE_SIZE, MADV_COLLAPSE);
+}
+
+/* By a page, which is ordinary, and back; what is behind it is free */
+static long grow_and_shrink(char *map)
+{
+	if (mremap(map, FILE_SIZE, FILE_SIZE + 4096, 0) != map)
+		return -errno;
+	return mremap(map, FILE_SIZE + 4096, FILE_SIZE, 0) != map;
+}
+
 FIXTURE(threads) {
 	int fd;
 	struct crew crew;
@@ -3857,6 +3906,10 @@ FIXTURE_VARIANT_ADD(threads, mlock) { .meanwhile = lock_and_unlock };
 FIXTURE_VARIANT_ADD(threads, split) { .meanwhile = split_and_merge };
 FIXTURE_VARIANT_ADD(threads, map) { .meanwhile = map_and_unmap };
 FIXTURE_VARIANT_ADD(threads, fork) { .meanwhile = fork_once };
+FIXTURE_VARIANT_ADD(threads, pageout) { .meanwhile = page_out };
+FIXTURE_VARIANT_ADD(threads, migrate) { .meanwhile = migrate_all };
+FIXTURE_VARIANT_ADD(threads, collapse) { .meanwhile = collapse_private };
+FIXTURE_VARIANT_ADD(threads, grow) { .meanwhile = grow_and_shrink };
 
 FIXTURE_SETUP(threads)
 {
@@ -3864,7 +3917,10 @@ FIXTURE_SETUP(threads)
 		SKIP(return, "no CONFIG_PTSHARE");
 	self->fd = share_file(NR_TABLES, 0);
 	ASSERT_LE(0, self->fd);
-	self->crew.map = map_file(self->fd, 0, FILE_SIZE, PROT_RW);
+	self->crew.map = reserve(FILE_SIZE + TABLE_SIZE);
+	munmap(self->crew.map + FILE_SIZE, TABLE_SIZE);
+	self->crew.map = map_at(self->crew.map, self->fd, 0, FILE_SIZE,
+				PROT_RW);
 	ASSERT_NE(MAP_FAILED, self->crew.map);
 }
 
