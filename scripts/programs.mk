@@ -20,19 +20,22 @@ LDLIBS := -Wl,--as-needed -luring -lnuma -lcap -lrt -lm
 # Ours are compiled where they are in the kernel tree: they include its headers.
 OURS := $(patsubst $(TOP)/tools/testing/selftests/memfd/%.c,%, \
 	$(wildcard $(TOP)/tools/testing/selftests/memfd/memfd_protect*.c))
-SHARE := $(patsubst $(TOP)/tools/testing/selftests/mm/%.c,%, \
-	$(wildcard $(TOP)/tools/testing/selftests/mm/ptshare*.c))
+SHARE := $(filter-out ptshare_preload, $(patsubst $(TOP)/tools/testing/selftests/mm/%.c,%, \
+	$(wildcard $(TOP)/tools/testing/selftests/mm/ptshare*.c)))
 BENCH := $(patsubst $(TOP)/bench/%.c,%,$(wildcard $(TOP)/bench/*.c))
 MM := uffd-unit-tests mkdirty madv_populate
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
 
-all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(BENCH) memfd_test $(MM)) $(SAMPLES)
+all: $(addprefix $(BIN)/,$(OURS) $(SHARE) ptshare_preload.so $(BENCH) memfd_test $(MM)) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
 
 $(SHARE:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
+
+$(BIN)/ptshare_preload.so: $(SELF)/mm/ptshare_preload.c | $(BIN)
+	$(CC) $(WARN) $(CFLAGS) -shared -fPIC -o $@ $<
 
 $(BENCH:%=$(BIN)/%): $(BIN)/%: $(TOP)/bench/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) -Wextra $(CFLAGS) -o $@ $< $(LDLIBS)
