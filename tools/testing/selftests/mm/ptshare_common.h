@@ -182,9 +182,12 @@ static inline void refresh_vmstat(void)
 	write_file("/proc/sys/vm/stat_refresh", "1");
 }
 
+#define PROC_VMSTAT	"/proc/vmstat"
+#define PROC_FDINFO	"/proc/self/fdinfo/%d"
+
 static inline long long vmstat(const char *name)
 {
-	return field_of("/proc/vmstat", name);
+	return field_of(PROC_VMSTAT, name);
 }
 
 static inline long long meminfo_kb(const char *name)
@@ -206,7 +209,7 @@ static inline long long fdinfo(int fd, const char *name)
 {
 	char path[64];
 
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	snprintf(path, sizeof(path), PROC_FDINFO, fd);
 	return field_of(path, name);
 }
 

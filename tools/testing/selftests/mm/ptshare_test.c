@@ -224,46 +224,46 @@ FIXTURE_VARIANT(shape) {
 	size_t shared_kb;
 };
 
-#define SHAPE(_name, ...) \
+#define SHAPE_IS(_name, ...) \
 	FIXTURE_VARIANT_ADD(shape, _name) { __VA_ARGS__ }
 
-SHAPE(whole_rw, .len = FILE_SIZE, .prot = PROT_RW, .flags = MAP_SHARED,
-      .shared_kb = FILE_SIZE >> 10);
-SHAPE(whole_ro, .len = FILE_SIZE, .prot = PROT_READ, .flags = MAP_SHARED,
-      .shared_kb = FILE_SIZE >> 10);
-SHAPE(rdonly_fd, .len = FILE_SIZE, .prot = PROT_READ, .flags = MAP_SHARED,
-      .open_flags = O_RDONLY, .shared_kb = FILE_SIZE >> 10);
-SHAPE(validate, .len = FILE_SIZE, .prot = PROT_RW,
-      .flags = MAP_SHARED_VALIDATE, .shared_kb = FILE_SIZE >> 10);
-SHAPE(middle, .offset = TABLE_SIZE, .len = TABLE_SIZE, .prot = PROT_RW,
-      .flags = MAP_SHARED, .shared_kb = TABLE_KB);
-SHAPE(beyond_eof, .offset = TABLE_SIZE, .len = FILE_SIZE, .prot = PROT_RW,
-      .flags = MAP_SHARED, .shared_kb = (FILE_SIZE - TABLE_SIZE) >> 10);
-SHAPE(populate, .len = FILE_SIZE, .prot = PROT_RW,
-      .flags = MAP_SHARED | MAP_POPULATE, .shared_kb = FILE_SIZE >> 10);
-SHAPE(noreserve, .len = FILE_SIZE, .prot = PROT_RW,
-      .flags = MAP_SHARED | MAP_NORESERVE, .shared_kb = FILE_SIZE >> 10);
+SHAPE_IS(whole_rw, .len = FILE_SIZE, .prot = PROT_RW, .flags = MAP_SHARED,
+	 .shared_kb = FILE_SIZE >> 10);
+SHAPE_IS(whole_ro, .len = FILE_SIZE, .prot = PROT_READ, .flags = MAP_SHARED,
+	 .shared_kb = FILE_SIZE >> 10);
+SHAPE_IS(rdonly_fd, .len = FILE_SIZE, .prot = PROT_READ, .flags = MAP_SHARED,
+	 .open_flags = O_RDONLY, .shared_kb = FILE_SIZE >> 10);
+SHAPE_IS(validate, .len = FILE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED_VALIDATE, .shared_kb = FILE_SIZE >> 10);
+SHAPE_IS(middle, .offset = TABLE_SIZE, .len = TABLE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED, .shared_kb = TABLE_KB);
+SHAPE_IS(beyond_eof, .offset = TABLE_SIZE, .len = FILE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED, .shared_kb = (FILE_SIZE - TABLE_SIZE) >> 10);
+SHAPE_IS(populate, .len = FILE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED | MAP_POPULATE, .shared_kb = FILE_SIZE >> 10);
+SHAPE_IS(noreserve, .len = FILE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED | MAP_NORESERVE, .shared_kb = FILE_SIZE >> 10);
 
-SHAPE(skewed, .skew = 4096, .len = FILE_SIZE, .prot = PROT_RW,
-      .flags = MAP_SHARED);
-SHAPE(skewed_offset, .offset = 4096, .len = TABLE_SIZE, .prot = PROT_RW,
-      .flags = MAP_SHARED);
-SHAPE(congruent_unaligned, .skew = 4096, .offset = 4096, .len = TABLE_SIZE,
-      .prot = PROT_RW, .flags = MAP_SHARED);
-SHAPE(congruent_unaligned_ro, .skew = 4096, .offset = 4096,
-      .len = TABLE_SIZE, .prot = PROT_READ, .flags = MAP_SHARED);
-SHAPE(short_end, .len = TABLE_SIZE - 4096, .prot = PROT_RW,
-      .flags = MAP_SHARED);
-SHAPE(long_end, .len = TABLE_SIZE + 4096, .prot = PROT_RW,
-      .flags = MAP_SHARED);
-SHAPE(one_page, .len = 4096, .prot = PROT_RW, .flags = MAP_SHARED);
-SHAPE(write_only, .len = FILE_SIZE, .prot = PROT_WRITE, .flags = MAP_SHARED);
-SHAPE(exec, .len = FILE_SIZE, .prot = PROT_READ | PROT_EXEC,
-      .flags = MAP_SHARED);
-SHAPE(private, .len = FILE_SIZE, .prot = PROT_RW, .flags = MAP_PRIVATE);
-SHAPE(private_ro, .len = FILE_SIZE, .prot = PROT_READ, .flags = MAP_PRIVATE);
-SHAPE(locked, .len = FILE_SIZE, .prot = PROT_RW,
-      .flags = MAP_SHARED | MAP_LOCKED);
+SHAPE_IS(skewed, .skew = 4096, .len = FILE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED);
+SHAPE_IS(skewed_offset, .offset = 4096, .len = TABLE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED);
+SHAPE_IS(congruent_unaligned, .skew = 4096, .offset = 4096, .len = TABLE_SIZE,
+	 .prot = PROT_RW, .flags = MAP_SHARED);
+SHAPE_IS(congruent_unaligned_ro, .skew = 4096, .offset = 4096,
+	 .len = TABLE_SIZE, .prot = PROT_READ, .flags = MAP_SHARED);
+SHAPE_IS(short_end, .len = TABLE_SIZE - 4096, .prot = PROT_RW,
+	 .flags = MAP_SHARED);
+SHAPE_IS(long_end, .len = TABLE_SIZE + 4096, .prot = PROT_RW,
+	 .flags = MAP_SHARED);
+SHAPE_IS(one_page, .len = 4096, .prot = PROT_RW, .flags = MAP_SHARED);
+SHAPE_IS(write_only, .len = FILE_SIZE, .prot = PROT_WRITE, .flags = MAP_SHARED);
+SHAPE_IS(exec, .len = FILE_SIZE, .prot = PROT_READ | PROT_EXEC,
+	 .flags = MAP_SHARED);
+SHAPE_IS(private, .len = FILE_SIZE, .prot = PROT_RW, .flags = MAP_PRIVATE);
+SHAPE_IS(private_ro, .len = FILE_SIZE, .prot = PROT_READ, .flags = MAP_PRIVATE);
+SHAPE_IS(locked, .len = FILE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED | MAP_LOCKED);
 
 FIXTURE_SETUP(shape)
 {
@@ -1449,7 +1449,7 @@ FIXTURE_VARIANT(advice) {
 	size_t len;		/* 0: the whole file */
 };
 
-#define ADVICE(_name, _advice, _after, ...) \
+#define MADVISE(_name, _advice, _after, ...) \
 	FIXTURE_VARIANT_ADD(advice, _name) { \
 		.advice = _advice, .after = _after, __VA_ARGS__ \
 	}
@@ -1461,46 +1461,46 @@ FIXTURE_VARIANT(advice) {
 #define MADV_DONTNEED_LOCKED	24
 #endif
 
-ADVICE(normal, MADV_NORMAL, STAYS);
-ADVICE(random, MADV_RANDOM, STAYS);
-ADVICE(sequential, MADV_SEQUENTIAL, STAYS);
-ADVICE(willneed, MADV_WILLNEED, STAYS);
-ADVICE(dontneed, MADV_DONTNEED, STAYS);
-ADVICE(dontneed_table, MADV_DONTNEED, STAYS, .offset = TABLE_SIZE,
-       .len = TABLE_SIZE);
-ADVICE(dontneed_page, MADV_DONTNEED, STAYS, .offset = TABLE_SIZE + 4096,
-       .len = 4096);
-ADVICE(dontneed_locked, MADV_DONTNEED_LOCKED, STAYS);
-ADVICE(free, MADV_FREE, STAYS);
-ADVICE(remove, MADV_REMOVE, STAYS);
-ADVICE(remove_table, MADV_REMOVE, STAYS, .offset = TABLE_SIZE,
-       .len = TABLE_SIZE);
-ADVICE(remove_page, MADV_REMOVE, STAYS, .offset = TABLE_SIZE + 4096,
-       .len = 4096);
-ADVICE(dontfork, MADV_DONTFORK, EITHER, .undo = MADV_DOFORK);
-ADVICE(dofork, MADV_DOFORK, STAYS);
-ADVICE(wipeonfork, MADV_WIPEONFORK, STAYS);
-ADVICE(keeponfork, MADV_KEEPONFORK, STAYS);
-ADVICE(mergeable, MADV_MERGEABLE, STAYS);
-ADVICE(unmergeable, MADV_UNMERGEABLE, STAYS);
-ADVICE(hugepage, MADV_HUGEPAGE, ORDINARY, .undo = MADV_NOHUGEPAGE);
-ADVICE(hugepage_table, MADV_HUGEPAGE, EITHER, .undo = MADV_NOHUGEPAGE,
-       .offset = TABLE_SIZE, .len = TABLE_SIZE);
-ADVICE(nohugepage, MADV_NOHUGEPAGE, STAYS);
-ADVICE(collapse, MADV_COLLAPSE, EITHER);
-ADVICE(collapse_table, MADV_COLLAPSE, EITHER, .offset = TABLE_SIZE,
-       .len = TABLE_SIZE);
-ADVICE(dontdump, MADV_DONTDUMP, STAYS);
-ADVICE(dodump, MADV_DODUMP, STAYS);
-ADVICE(cold, MADV_COLD, STAYS);
-ADVICE(cold_page, MADV_COLD, STAYS, .offset = 4096, .len = 4096);
-ADVICE(pageout, MADV_PAGEOUT, STAYS);
-ADVICE(pageout_page, MADV_PAGEOUT, STAYS, .offset = 4096, .len = 4096);
-ADVICE(populate_read, MADV_POPULATE_READ, STAYS);
-ADVICE(populate_write, MADV_POPULATE_WRITE, STAYS);
-ADVICE(unknown, 999, STAYS);
-ADVICE(unaligned, MADV_DONTNEED, STAYS, .offset = 1, .len = 4096);
-ADVICE(beyond_end, MADV_COLD, STAYS, .len = FILE_SIZE + TABLE_SIZE);
+MADVISE(normal, MADV_NORMAL, STAYS);
+MADVISE(random, MADV_RANDOM, STAYS);
+MADVISE(sequential, MADV_SEQUENTIAL, STAYS);
+MADVISE(willneed, MADV_WILLNEED, STAYS);
+MADVISE(dontneed, MADV_DONTNEED, STAYS);
+MADVISE(dontneed_table, MADV_DONTNEED, STAYS, .offset = TABLE_SIZE,
+	.len = TABLE_SIZE);
+MADVISE(dontneed_page, MADV_DONTNEED, STAYS, .offset = TABLE_SIZE + 4096,
+	.len = 4096);
+MADVISE(dontneed_locked, MADV_DONTNEED_LOCKED, STAYS);
+MADVISE(free, MADV_FREE, STAYS);
+MADVISE(remove, MADV_REMOVE, STAYS);
+MADVISE(remove_table, MADV_REMOVE, STAYS, .offset = TABLE_SIZE,
+	.len = TABLE_SIZE);
+MADVISE(remove_page, MADV_REMOVE, STAYS, .offset = TABLE_SIZE + 4096,
+	.len = 4096);
+MADVISE(dontfork, MADV_DONTFORK, EITHER, .undo = MADV_DOFORK);
+MADVISE(dofork, MADV_DOFORK, STAYS);
+MADVISE(wipeonfork, MADV_WIPEONFORK, STAYS);
+MADVISE(keeponfork, MADV_KEEPONFORK, STAYS);
+MADVISE(mergeable, MADV_MERGEABLE, STAYS);
+MADVISE(unmergeable, MADV_UNMERGEABLE, STAYS);
+MADVISE(hugepage, MADV_HUGEPAGE, ORDINARY, .undo = MADV_NOHUGEPAGE);
+MADVISE(hugepage_table, MADV_HUGEPAGE, EITHER, .undo = MADV_NOHUGEPAGE,
+	.offset = TABLE_SIZE, .len = TABLE_SIZE);
+MADVISE(nohugepage, MADV_NOHUGEPAGE, STAYS);
+MADVISE(collapse, MADV_COLLAPSE, EITHER);
+MADVISE(collapse_table, MADV_COLLAPSE, EITHER, .offset = TABLE_SIZE,
+	.len = TABLE_SIZE);
+MADVISE(dontdump, MADV_DONTDUMP, STAYS);
+MADVISE(dodump, MADV_DODUMP, STAYS);
+MADVISE(cold, MADV_COLD, STAYS);
+MADVISE(cold_page, MADV_COLD, STAYS, .offset = 4096, .len = 4096);
+MADVISE(pageout, MADV_PAGEOUT, STAYS);
+MADVISE(pageout_page, MADV_PAGEOUT, STAYS, .offset = 4096, .len = 4096);
+MADVISE(populate_read, MADV_POPULATE_READ, STAYS);
+MADVISE(populate_write, MADV_POPULATE_WRITE, STAYS);
+MADVISE(unknown, 999, STAYS);
+MADVISE(unaligned, MADV_DONTNEED, STAYS, .offset = 1, .len = 4096);
+MADVISE(beyond_end, MADV_COLD, STAYS, .len = FILE_SIZE + TABLE_SIZE);
 
 FIXTURE_SETUP(advice)
 {
@@ -1890,6 +1890,51 @@ TEST_F(pair, uffd_aligned_part)
 	EXPECT_RIGHT_SHARED(self);
 	EXPECT_PEER_UNAFFECTED(&self->peer);
 	close(uffd);
+}
+
+/* Who mirrors the page tables of a process is told of every change */
+
+#define MMU_NOTIFIER	"/sys/kernel/debug/ptshare/mmu_notifier"
+
+static long invalidations(int notifier)
+{
+	char text[32] = { 0 };
+
+	if (read(notifier, text, sizeof(text) - 1) <= 0)
+		return -1;
+	return strtol(text, NULL, 10);
+}
+
+TEST_F(pair, mmu_notifier)
+{
+	int notifier = open(MMU_NOTIFIER, O_RDONLY | O_CLOEXEC);
+	char *map;
+	long before;
+
+	NEED(notifier >= 0, "no CONFIG_PTSHARE_DEBUG");
+	EXPECT_RIGHT_ORDINARY(self);
+	EXPECT_LE(1, unshared_since(&self->counts));
+	map = map_file(self->fd, 0, FILE_SIZE, PROT_RW);
+	EXPECT_EQ(0, wrong_pages(map, 0, FILE_PAGES, SEED));
+	EXPECT_ORDINARY(map, FILE_SIZE);
+	munmap(map, FILE_SIZE);
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+	before = invalidations(notifier);
+	EXPECT_LE(0, before);
+	ASSERT_EQ(0, fallocate(self->fd, FALLOC_FL_PUNCH_HOLE |
+			       FALLOC_FL_KEEP_SIZE, 4096, 4096));
+	EXPECT_LT(before, invalidations(notifier));
+	before = invalidations(notifier);
+	EXPECT_EQ(0, peer_call(&self->peer, peer_fill));
+	EXPECT_EQ(0, madvise(self->map, FILE_SIZE, MADV_DONTNEED));
+	EXPECT_LT(before, invalidations(notifier));
+	EXPECT_RIGHT_ORDINARY(self);
+	close(notifier);
+
+	/* Whatever changes the mapping next shares it again */
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_READ));
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_RW));
+	EXPECT_RIGHT_SHARED(self);
 }
 
 /* Part 6: nodes */
@@ -2880,11 +2925,11 @@ TEST(proc_status)
 	EXPECT_TRUE(tables_become(0));
 }
 
-#define PM_PRESENT	(1ULL << 63)
-#define PM_SWAP		(1ULL << 62)
-#define PM_FILE		(1ULL << 61)
-#define PM_EXCLUSIVE	(1ULL << 56)
-#define PM_SOFT_DIRTY	(1ULL << 55)
+#define PM_PRESENT	0x8000000000000000ULL
+#define PM_SWAP		0x4000000000000000ULL
+#define PM_FILE		0x2000000000000000ULL
+#define PM_EXCLUSIVE	0x0100000000000000ULL
+#define PM_SOFT_DIRTY	0x0080000000000000ULL
 
 static bool read_pagemap(const char *map, size_t nr, uint64_t *entries)
 {
