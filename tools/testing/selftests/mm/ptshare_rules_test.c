@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Every safety rule of shared page tables has a scenario here that goes wrong
- * without it. A kernel with CONFIG_PTSHARE_DEBUG can switch a rule off.
+ * without it. A kernel with CONFIG_PTSHARE_DEBUG can switch a rule off, and make
+ * windows wider in which something else may happen: those have scenarios too.
  *
  *   ptshare_rules_test			with all rules: no scenario may see a
  *					violation
@@ -25,6 +26,7 @@
 #endif
 
 #define DEBUG_DIR	"/sys/kernel/debug/ptshare"
+#define PROTECT_DIR	"/sys/kernel/debug/memfd_protect"
 #define NUMA_DIR	"/sys/kernel/debug/sched/numa_balancing"
 #define NUMA_SWITCH	"/proc/sys/kernel/numa_balancing"
 #define CGROUP_DIR	"/sys/fs/cgroup"
@@ -157,6 +159,17 @@ static void use_memory(void)
 			memset(mem, 0x5a, len);
 		_exit(0);
 	}
+}
+
+static void delay_set(const char *delay, unsigned int us)
+{
+	char path[128], text[16];
+
+	if (!delay)
+		return;
+	snprintf(path, sizeof(path), DEBUG_DIR "/delay_us/%s", delay);
+	snprintf(text, sizeof(text), "%u", us);
+	write_file(path, text);
 }
 
 /* Memory cgroups */
@@ -403,18 +416,14 @@ static void unmap_and_look(struct scene *s, char *map)
 		return;
 	while (state.stores < 1000 && now_ns() < end)
 		usleep(100);
-	if (munmap(map, TABLE_SIZE)) {
+	if (munmap(map, TABLE_SIZE))
 		skip(s, "munmap");
-	} else {
-		stores = state.stores;
-		/* No system call that might flush */
-		usleep(20000);
-		s->tries++;
-		s->violations += state.stores > stores + 1;
-		if (!s->violations)
-			usleep(80000);
-		s->violations += !state.out.done;
-	}
+	stores = state.stores;
+	s->tries++;
+	/* One may have been made before. No system call here flushes. */
+	while (!state.out.done && state.stores <= stores + 1 && now_ns() < end)
+		usleep(1000);
+	s->violations += state.stores > stores + 1;
 	state.stop = 1;
 	pthread_join(thread, NULL);
 	s->violations += state.out.sig != SIGSEGV;
@@ -795,7 +804,7 @@ static long peer_store(void *data)
 {
 	struct peer_arg *arg = data;
 
-	store64(arg->map + arg->value, 77);
+	store64(arg->map + arg->value, arg->seed);
 	return 0;
 }
 
@@ -1092,49 +1101,262 @@ static void scenario_ask_wait(struct scene *s)
 	close(nfd);
 }
 
+/*
+ * What memfd_protect() has to do in a shared table: a page that is read while it
+ * is protected is not mapped writable.
+ */
+static void scenario_set_ptes(struct scene *s)
+{
+	struct peer peer = { 0 };
+	long answer;
+
+	if (!have_protect()) {
+		skip(s, "no CONFIG_MEMFD_PROTECT");
+		return;
+	}
+	if (!stage(s, 1, MFD_ALLOW_PROTECT) ||
+	    !stage_peer(s, &peer, PROT_RW))
+		return;
+	fallocate(s->fd, 0, 0, s->len);
+	if (protect_pages(s->fd, 0, TABLE_PAGES, MEMFD_PROTECT_DENY)) {
+		skip(s, "no protection");
+		return;
+	}
+	answers(&peer, peer_check, &answer);
+	peer.arg->value = THE_OFFSET;
+	s->tries++;
+	if (!answers(&peer, peer_store, &answer) ||
+	    answer != PEER_SIGNAL(SIGBUS) || file64(s->fd, THE_OFFSET))
+		s->violations++;
+}
+
+/*
+ * Windows. There is nothing to switch off, but something to be done between two
+ * steps of the kernel.
+ */
+
+/* A store of @p is going to ask: there is no page, or a read-only entry */
+static bool store_soon(struct scene *s, struct peer *p, unsigned int round)
+{
+	unprotect_pages(s->fd, 0, 0);
+	if (round % 2)
+		protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+	else
+		fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  THE_OFFSET, page_size());
+	unprotect_pages(s->fd, 0, 0);
+	p->arg->value = THE_OFFSET;
+	p->arg->seed = round + 1;
+	if (!peer_tell(p, peer_store))
+		return false;
+	usleep(round % 5 * 10000);
+	return true;
+}
+
+/* ask: protection comes when the fault has asked, and has no page yet */
+static void scenario_ask_window(struct scene *s)
+{
+	struct peer peer = { 0 };
+	uint64_t before;
+	long answer;
+
+	if (!have_protect()) {
+		skip(s, "no CONFIG_MEMFD_PROTECT");
+		return;
+	}
+	if (!stage(s, 1, MFD_ALLOW_PROTECT) ||
+	    !stage_peer(s, &peer, PROT_RW))
+		return;
+	for (unsigned int i = 0; goes_on(s, i); i++) {
+		if (!store_soon(s, &peer, i))
+			return;
+		protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+		before = file64(s->fd, THE_OFFSET);
+		answer = peer_answer(&peer);
+		/* Either it was there before, or it failed */
+		s->tries += answer == PEER_SIGNAL(SIGBUS);
+		if (answer && answer != PEER_SIGNAL(SIGBUS))
+			s->violations++;
+		s->violations += (before == i + 1) != (answer == 0);
+		s->violations += file64(s->fd, THE_OFFSET) != before;
+	}
+}
+
+/* The same with a handler: the writer waits, and nobody dies */
+static void scenario_ask_wait_window(struct scene *s)
+{
+	struct memfd_event event;
+	struct peer peer = { 0 };
+	int nfd;
+
+	if (!have_protect()) {
+		skip(s, "no CONFIG_MEMFD_PROTECT");
+		return;
+	}
+	if (!stage(s, 1, MFD_ALLOW_PROTECT) ||
+	    !stage_peer(s, &peer, PROT_RW))
+		return;
+	nfd = sys_memfd_notify(s->fd, 0);
+	for (unsigned int i = 0; goes_on(s, i); i++) {
+		if (!store_soon(s, &peer, i))
+			return;
+		protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_WAIT);
+		while (!peer.arg->out.done && !readable(nfd, 0))
+			usleep(1000);
+		if (!peer.arg->out.done) {
+			s->tries++;
+			s->violations += !read_event(nfd, &event);
+			s->violations += file64(s->fd, THE_OFFSET) == i + 1;
+		}
+		unprotect_pages(s->fd, 0, 0);
+		s->violations += peer_answer(&peer) != 0;
+		s->violations += file64(s->fd, THE_OFFSET) != i + 1;
+	}
+	close(nfd);
+}
+
+/*
+ * link: a fault has its page, and before it links, the page goes, or another
+ * guest. Returns whether that was in time.
+ */
+static bool link_late(struct scene *s, struct peer *p, struct peer *other,
+		      unsigned int round)
+{
+	bool in_time;
+
+	p->arg->value = THE_OFFSET;
+	delay_set("link", 30000);
+	if (!peer_tell(p, peer_store))
+		return false;
+	usleep(round % 4 * 10000);
+	if (round % 2)
+		fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+			  s->len);
+	else
+		peer_call(other, peer_unmap);
+	in_time = !p->arg->out.done;
+	s->violations += !!peer_answer(p);
+	delay_set("link", 0);
+	return in_time;
+}
+
+static void scenario_link_window(struct scene *s)
+{
+	struct peer peer = { 0 }, other = { 0 };
+	uint64_t value;
+	long answer;
+
+	if (!stage(s, 2, 0) || !stage_peer(s, &peer, PROT_RW) ||
+	    !stage_peer(s, &other, PROT_RW))
+		return;
+	for (unsigned int i = 0; goes_on(s, i); i++) {
+		answers(&other, peer_fill, &answer);
+		peer_call(&peer, peer_unmap);
+		fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  THE_OFFSET, page_size());
+		if (peer_call(&peer, peer_map)) {
+			skip(s, "no memory");
+			return;
+		}
+		s->tries += link_late(s, &peer, &other, i);
+		/* It may have been there before the hole */
+		value = file64(s->fd, THE_OFFSET);
+		s->violations += value != SEED && (i % 2 == 0 || value);
+		answers(&peer, peer_fill, &answer);
+		s->violations += !is_right(s, &peer, "who linked");
+		if (i % 2 == 0)
+			peer_call(&other, peer_map);
+	}
+}
+
+/* teardown: all have gone, and somebody comes before the tables are freed */
+static void scenario_teardown_window(struct scene *s)
+{
+	size_t pages;
+	char *map;
+
+	if (!stage(s, 2, 0))
+		return;
+	pages = s->len / page_size();
+	for (unsigned int i = 0; goes_on(s, i); i++) {
+		map = stage_map(s);
+		if (!map)
+			return;
+		fill_pages(map, 0, pages, i);
+		munmap(map, s->len);
+		usleep(i % 6 * 10000);
+		map = stage_map(s);
+		if (!map)
+			return;
+		s->tries++;
+		s->violations += !!wrong_pages(map, 0, pages / 2, i);
+		usleep(60000);
+		s->violations += !!wrong_pages(map, 0, pages, i);
+		fill_pages(map, 0, pages, i + 100);
+		s->violations += !!wrong_file_pages(s->fd, 0, pages, i + 100);
+		munmap(map, s->len);
+	}
+}
+
 /* The list */
+
+#define RULE(name)	DEBUG_DIR "/disable/" name
 
 static const struct scenario {
 	const char *name;
-	const char *rule;
+	const char *rule;	/* its switch; NULL: it has none */
 	void (*play)(struct scene *s);
 	unsigned int rounds;	/* with the rule */
 	bool dangerous;		/* without it */
+	const char *delay;	/* the window that it needs */
+	unsigned int delay_us;
 } scenarios[] = {
-	{ "flush", "flush", scenario_flush, 40 },
-	{ "flush_protect", "flush", scenario_flush_protect, 40 },
-	{ "batch", "batch", scenario_batch, 15, true },
-	{ "unlink_flush", "unlink_flush", scenario_unlink_flush, 20 },
-	{ "unlink", "unlink", scenario_unlink, 8, true },
-	{ "class", "class", scenario_class },
-	{ "class_mprotect", "class", scenario_class_mprotect },
-	{ "retract", "retract", scenario_retract, 3, true },
-	{ "collapse", "collapse", scenario_collapse, 3, true },
-	{ "numa", "numa", scenario_numa, 5 },
-	{ "split", "split", scenario_split },
-	{ "modify", "modify", scenario_modify },
-	{ "soft_dirty", "soft_dirty", scenario_soft_dirty, 20 },
-	{ "notifier", "notifier", scenario_notifier, 20 },
-	{ "notifier_mmap", "notifier", scenario_notifier_mmap, 20 },
-	{ "charge", "charge", scenario_charge },
-	{ "recency", "recency", scenario_recency },
-	{ "mapcount", "mapcount", scenario_mapcount },
-	{ "ask", "ask", scenario_ask },
-	{ "ask_wait", "ask", scenario_ask_wait },
+	{ "flush", RULE("flush"), scenario_flush, 40 },
+	{ "flush_protect", RULE("flush"), scenario_flush_protect, 40 },
+	{ "batch", RULE("batch"), scenario_batch, 15, true },
+	{ "unlink_flush", RULE("unlink_flush"), scenario_unlink_flush, 20 },
+	{ "unlink", RULE("unlink"), scenario_unlink, 8, true },
+	{ "class", RULE("class"), scenario_class },
+	{ "class_mprotect", RULE("class"), scenario_class_mprotect },
+	{ "retract", RULE("retract"), scenario_retract, 3, true },
+	{ "collapse", RULE("collapse"), scenario_collapse, 3, true },
+	{ "numa", RULE("numa"), scenario_numa, 5 },
+	{ "split", RULE("split"), scenario_split },
+	{ "modify", RULE("modify"), scenario_modify },
+	{ "soft_dirty", RULE("soft_dirty"), scenario_soft_dirty, 20 },
+	{ "notifier", RULE("notifier"), scenario_notifier, 20 },
+	{ "notifier_mmap", RULE("notifier"), scenario_notifier_mmap, 20 },
+	{ "charge", RULE("charge"), scenario_charge },
+	{ "recency", RULE("recency"), scenario_recency },
+	{ "mapcount", RULE("mapcount"), scenario_mapcount },
+	{ "ask", RULE("ask"), scenario_ask },
+	{ "ask_wait", RULE("ask"), scenario_ask_wait },
+	{ "set_ptes", PROTECT_DIR "/disable/set_ptes", scenario_set_ptes },
+	{ "ask_window", NULL, scenario_ask_window, 20, .delay = "ask",
+	  .delay_us = 30000 },
+	{ "ask_wait_window", NULL, scenario_ask_wait_window, 20,
+	  .delay = "ask", .delay_us = 30000 },
+	{ "link_window", NULL, scenario_link_window, 16, .delay = "link" },
+	{ "teardown_window", NULL, scenario_teardown_window, 12,
+	  .delay = "teardown", .delay_us = 30000 },
 };
 
 static bool rule_set(const char *rule, bool off)
 {
-	char path[128];
-
-	snprintf(path, sizeof(path), DEBUG_DIR "/disable/%s", rule);
-	return write_file(path, off ? "1" : "0");
+	return rule && write_file(rule, off ? "1" : "0");
 }
 
 static void rules_reset(void)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(scenarios); i++)
+	for (size_t i = 0; i < ARRAY_SIZE(scenarios); i++) {
 		rule_set(scenarios[i].rule, false);
+		delay_set(scenarios[i].delay, 0);
+	}
+}
+
+static const char *rule_name(const struct scenario *scenario)
+{
+	return strrchr(scenario->rule, '/') + 1;
 }
 
 enum ending {
@@ -1156,6 +1378,7 @@ static enum ending play(const struct scenario *scenario, struct scene *s)
 	s->end_ns = now_ns() + OFF_MS * 1000000ULL;
 	end_ns = now_ns() + limit_ms * 1000000ULL;
 	fflush(stdout);
+	delay_set(scenario->delay, scenario->delay_us);
 	pid = fork();
 	if (!pid) {
 		setpgid(0, 0);
@@ -1170,6 +1393,7 @@ static enum ending play(const struct scenario *scenario, struct scene *s)
 			usleep(1000);
 	}
 	kill(-pid, SIGKILL);
+	delay_set(scenario->delay, 0);
 	return ending;
 }
 
@@ -1213,13 +1437,13 @@ static int play_off(const char *name)
 	struct scene *s = scene_alloc();
 	enum ending ending;
 
-	while (strcmp(scenario->name, name))
+	while (!scenario->rule || strcmp(scenario->name, name))
 		if (++scenario == scenarios + ARRAY_SIZE(scenarios))
 			return 2;
 	if (!rule_set(scenario->rule, true))
 		return KSFT_SKIP;
 	/* If nothing comes after this, it was the kernel's last word */
-	ksft_print_msg("%s: rule %s is off\n", name, scenario->rule);
+	ksft_print_msg("%s: rule %s is off\n", name, rule_name(scenario));
 	s->off = true;
 	ending = play(scenario, s);
 	rule_set(scenario->rule, false);
@@ -1242,9 +1466,14 @@ static int usage(void)
 
 static int list(void)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(scenarios); i++)
-		printf("%s %s %s\n", scenarios[i].name, scenarios[i].rule,
-		       scenarios[i].dangerous ? "dangerous" : "harmless");
+	for (size_t i = 0; i < ARRAY_SIZE(scenarios); i++) {
+		const struct scenario *scenario = &scenarios[i];
+
+		if (!scenario->rule)
+			continue;
+		printf("%s %s %s\n", scenario->name, rule_name(scenario),
+		       scenario->dangerous ? "dangerous" : "harmless");
+	}
 	return 0;
 }
 
