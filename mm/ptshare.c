@@ -30,7 +30,9 @@
  * when no guest in the tree maps anything of its range. By L nobody links to it
  * then. Nobody links to it anew: a fault that links holds the lock of a guest in
  * the tree. No CPU walks it: clearing a link flushed paging-structure caches, and
- * interrupted CPUs that are in GUP-fast, which runs with interrupts off.
+ * interrupted CPUs that are in GUP-fast, which runs with interrupts off. Where
+ * a hypervisor flushes CPUs that do not run when they run next, tables are freed by
+ * RCU (tlb_remove_table()), which waits for GUP-fast as well.
  *
  * Invariant T (TLB). Entries of shared tables are changed under the page table
  * lock by those who found the host in the reverse mapping, hence with i_mmap_rwsem
@@ -56,6 +58,7 @@
  *					table's own lock, the same for all
  */
 
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/interval_tree.h>
 #include <linux/mman.h>
@@ -64,6 +67,7 @@
 #include <linux/sched/mm.h>
 #include <linux/seq_file.h>
 #include <linux/shmem_fs.h>
+#include <linux/user_namespace.h>
 #include <asm/tlb.h>
 
 #include "internal.h"
@@ -71,6 +75,9 @@
 #include "ptshare_debug.h"
 
 DEFINE_STATIC_KEY_FALSE(ptshare_used);
+
+/* Memory of a process that was killed for it must not wait for a new thread. */
+static struct workqueue_struct *ptshare_wq;
 
 /* The host's mmap lock is taken with a guest's held. */
 static struct lock_class_key host_mmap_lock_key;
@@ -191,8 +198,23 @@ bool __ptshare_folio_shared(const struct folio *folio)
  * The host
  */
 
+/*
+ * The file that the host maps. Not an open file description of a process: locks
+ * and the like live as long as that does. Not one for writing: it would count as
+ * a writer.
+ */
+static struct file *host_file(struct vm_area_struct *guest)
+{
+	struct file *base = guest->vm_file;
+	struct file *file = alloc_file_clone(base, O_RDONLY | O_NOATIME,
+					     base->f_op);
+
+	/* Too many files are open. */
+	return IS_ERR(file) ? get_file(base) : file;
+}
+
 static int host_add_vma(struct ptshare_host *host, struct vm_area_struct *guest,
-			enum ptshare_class class)
+			struct file *file, enum ptshare_class class)
 {
 	struct vm_area_struct *vma = vm_area_alloc(host->mm);
 	/* Without VM_MAYWRITE it does not count as a writer for file seals. */
@@ -209,7 +231,7 @@ static int host_add_vma(struct ptshare_host *host, struct vm_area_struct *guest,
 	vm_flags_init(vma, flags);
 	vma->vm_ops = &ptshare_host_vm_ops;
 	vma->vm_private_data = guest->vm_private_data;
-	vma->vm_file = get_file(guest->vm_file);
+	vma->vm_file = get_file(file);
 	vma_set_page_prot(vma);
 	err = insert_vm_struct(host->mm, vma);
 	if (err) {
@@ -226,6 +248,7 @@ static struct ptshare_host *host_alloc(struct ptshare *ps,
 {
 	struct ptshare_host *host = kzalloc(sizeof(*host), GFP_KERNEL_ACCOUNT);
 	enum ptshare_class class;
+	struct file *file;
 	int err = 0;
 
 	if (!host)
@@ -240,11 +263,15 @@ static struct ptshare_host *host_alloc(struct ptshare *ps,
 #endif
 	/* Its maker's, such as whether it wants huge pages, are not for all. */
 	host->mm->flags = 0;
+	put_user_ns(host->mm->user_ns);
+	host->mm->user_ns = get_user_ns(&init_user_ns);
 	host->mm->ptshare = ps;
+	file = host_file(guest);
 	mmap_write_lock(host->mm);
 	for (class = 0; !err && class < PTSHARE_CLASSES; class++)
-		err = host_add_vma(host, guest, class);
+		err = host_add_vma(host, guest, file, class);
 	mmap_write_unlock(host->mm);
+	fput(file);
 	if (err)
 		goto err_put;
 	return host;
@@ -303,8 +330,8 @@ static struct ptshare_host *host_end(struct ptshare *ps)
 #define FREE_BATCH	(SZ_128M >> PAGE_SHIFT)
 
 /*
- * Frees tables from @first on that have no guest. Returns where to go on, 0 at
- * the end.
+ * Frees tables from @first on that have no guest. Returns where to go on, behind
+ * @last at the end.
  */
 static pgoff_t free_some(struct ptshare *ps, pgoff_t first, pgoff_t last)
 {
@@ -312,19 +339,23 @@ static pgoff_t free_some(struct ptshare *ps, pgoff_t first, pgoff_t last)
 	pgoff_t end = last;
 
 	i_mmap_lock_write(ps->mapping);
+	first = ptshare_next_table(ps->host, first, last);
+	if (first > last)
+		goto out;
 	guest = vma_interval_tree_iter_first(&ps->guests, first, last);
 	if (guest && !ptshare_rule(UNLINK))
 		guest = NULL;
 	if (guest && guest->vm_pgoff <= first) {
 		end = guest->vm_pgoff + vma_pages(guest) - 1;
-	} else {
-		if (guest)
-			end = guest->vm_pgoff - 1;
-		end = min(end, first + FREE_BATCH - 1);
-		ptshare_free_tables(ps, ps->host, first, end);
+		goto out;
 	}
+	if (guest)
+		end = guest->vm_pgoff - 1;
+	end = min(end, first + FREE_BATCH - 1);
+	ptshare_free_tables(ps, ps->host, first, end);
+out:
 	i_mmap_unlock_write(ps->mapping);
-	return end >= last ? 0 : end + 1;
+	return end + 1;
 }
 
 static void ptshare_work(struct work_struct *work)
@@ -349,8 +380,6 @@ static void ptshare_work(struct work_struct *work)
 	i_mmap_unlock_write(ps->mapping);
 	while (first <= last) {
 		first = free_some(ps, first, last);
-		if (!first)
-			break;
 		cond_resched();
 	}
 out:
@@ -392,7 +421,7 @@ void __ptshare_unlinked(struct vm_area_struct *vma)
 	if (!ps->host)
 		return;
 	kref_get(&ps->ref);
-	if (!queue_work(system_unbound_wq, &ps->work))
+	if (!queue_work(ptshare_wq, &ps->work))
 		kref_put(&ps->ref, ptshare_free);
 }
 
@@ -470,7 +499,8 @@ static void free_own_tables(struct vm_area_struct *vma)
  * Makes an ordinary VMA a guest. It has no entries meanwhile, and nobody can make
  * any: no fault, because its lock is held, and no walk of the reverse mapping,
  * because none is left to be changed. Once it is out of the reverse mapping
- * nobody looks at its tables.
+ * nobody looks at its tables. If entries are left that say that the memory is
+ * poisoned, it stays ordinary, so that they are not lost.
  */
 static void share(struct vm_area_struct *vma)
 {
@@ -481,6 +511,8 @@ static void share(struct vm_area_struct *vma)
 	vma_start_write(vma);
 	zap_page_range_single(vma, vma->vm_start, vma->vm_end - vma->vm_start,
 			      &details);
+	if (!ptshare_tables_empty(vma))
+		return;
 	i_mmap_lock_write(mapping);
 	vma_interval_tree_remove(vma, &mapping->i_mmap);
 	i_mmap_unlock_write(mapping);
@@ -554,10 +586,10 @@ bool __ptshare_mergeable(struct vm_area_struct *vma,
 			 struct vm_area_struct *modified, unsigned long start,
 			 unsigned long end)
 {
-	if (!ptshare_guest(vma))
-		return !modified || !ptshare_guest(modified);
-	return modified && ptshare_guest(modified) &&
-	       IS_ALIGNED(start, PMD_SIZE) && IS_ALIGNED(end, PMD_SIZE);
+	if (modified && ptshare_guest(vma) != ptshare_guest(modified))
+		return false;
+	return !ptshare_guest(vma) ||
+	       (IS_ALIGNED(start, PMD_SIZE) && IS_ALIGNED(end, PMD_SIZE));
 }
 
 void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
@@ -582,14 +614,24 @@ void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 	}
 }
 
-void __ptshare_reshare(struct mm_struct *mm, unsigned long addr)
+static void reshare(struct vm_area_struct *vma)
 {
-	struct vm_area_struct *prev, *vma = find_vma_prev(mm, addr, &prev);
-
-	if (vma && is_ordinary(vma))
+	if (is_ordinary(vma))
 		__ptshare_modify(vma, vma->vm_flags);
-	if (prev && is_ordinary(prev))
-		__ptshare_modify(prev, prev->vm_flags);
+}
+
+void __ptshare_reshare(struct mm_struct *mm, unsigned long start,
+		       unsigned long end)
+{
+	struct vm_area_struct *prev, *vma = find_vma_prev(mm, start, &prev);
+
+	if (prev && prev->vm_end == start)
+		reshare(prev);
+	if (vma && vma->vm_start <= start)
+		reshare(vma);
+	vma = find_vma(mm, end);
+	if (vma && vma->vm_start == end)
+		reshare(vma);
 }
 
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
@@ -628,3 +670,10 @@ struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma)
 		return vma->vm_mm;
 	return current->mm;
 }
+
+static int __init ptshare_init(void)
+{
+	ptshare_wq = alloc_workqueue("ptshare", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	return ptshare_wq ? 0 : -ENOMEM;
+}
+subsys_initcall(ptshare_init);

@@ -93,6 +93,9 @@ struct ptshare *ptshare_of(const struct vm_area_struct *vma);
 struct ptshare_host *ptshare_get_host(struct vm_area_struct *guest);
 
 /* mm/ptshare_table.c */
+bool ptshare_tables_empty(struct vm_area_struct *vma);
+pgoff_t ptshare_next_table(struct ptshare_host *host, pgoff_t first,
+			   pgoff_t last);
 void ptshare_free_tables(struct ptshare *ps, struct ptshare_host *host,
 			 pgoff_t first, pgoff_t last);
 void ptshare_uncount_tables(struct ptshare *ps, struct ptshare_host *host);

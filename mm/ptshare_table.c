@@ -364,6 +364,41 @@ vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
  * Tables
  */
 
+static bool table_empty(struct mm_struct *mm, pmd_t *pmd, unsigned long addr)
+{
+	spinlock_t *ptl; /* of the table */
+	pte_t *pte, *start = pte_offset_map_lock(mm, pmd, addr, &ptl);
+	unsigned int i = 0;
+
+	if (!start)
+		return true;
+	for (pte = start; i < PTRS_PER_PTE && pte_none(ptep_get(pte)); pte++)
+		i++;
+	pte_unmap_unlock(start, ptl);
+	return i == PTRS_PER_PTE;
+}
+
+/**
+ * ptshare_tables_empty() - whether the own tables of a VMA have no entries
+ * @vma: An ordinary VMA of whole tables.
+ *
+ * Context: mmap lock and VMA lock for writing.
+ * Return: True if so.
+ */
+bool ptshare_tables_empty(struct vm_area_struct *vma)
+{
+	unsigned long addr = vma->vm_start;
+	pmd_t *pmd;
+
+	for (; (pmd = next_pmd(vma->vm_mm, &addr, vma->vm_end));
+	     addr += PMD_SIZE) {
+		if (!table_empty(vma->vm_mm, pmd, addr))
+			return false;
+		cond_resched();
+	}
+	return true;
+}
+
 static void uncount_table(struct ptshare *ps, pmd_t *pmd)
 {
 	pgtable_t table = pmd_pgtable(*pmd);
@@ -388,6 +423,31 @@ static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
 	tlb_gather_mmu(&tlb, vma->vm_mm);
 	free_pgd_range(&tlb, start, end, start, end);
 	tlb_finish_mmu(&tlb);
+}
+
+/**
+ * ptshare_next_table() - find tables that may have to be freed
+ * @host: The host.
+ * @first: Page offset from which on to look.
+ * @last: Last page offset.
+ *
+ * Context: i_mmap_rwsem for writing.
+ * Return: Page offset of the first table of any class, or @last + 1.
+ */
+pgoff_t ptshare_next_table(struct ptshare_host *host, pgoff_t first,
+			   pgoff_t last)
+{
+	pgoff_t next = last + 1;
+	enum ptshare_class class;
+
+	for (class = 0; class < PTSHARE_CLASSES; class++) {
+		unsigned long base = PTSHARE_BASE(class);
+		unsigned long addr = base + (first << PAGE_SHIFT);
+
+		if (next_pmd(host->mm, &addr, base + (next << PAGE_SHIFT)))
+			next = min(next, (addr - base) >> PAGE_SHIFT);
+	}
+	return next;
 }
 
 /**

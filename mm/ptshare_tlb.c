@@ -83,6 +83,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	struct ptshare *ps = READ_ONCE(host->ptshare);
 	struct arch_tlbflush_unmap_batch *batch;
 	struct vm_area_struct *guest;
+	struct mm_struct *done = NULL;
 	bool one = false, more = false;
 	pgoff_t first, last;
 
@@ -96,6 +97,9 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	vma_interval_tree_foreach(guest, &ps->guests, first, last) {
 		struct mm_struct *mm = guest->vm_mm;
 
+		/* Many mappings in a row, and all of it was flushed. */
+		if (mm == done)
+			continue;
 		if (!one && !cpumask_empty(mm_cpumask(mm))) {
 			guest_range(guest, first, last, &start, &end);
 			flush_tlb_mm_range(mm, start, end, PAGE_SHIFT,
@@ -103,6 +107,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 			one = true;
 		} else {
 			arch_tlbbatch_add_pending(batch, mm, 0);
+			done = mm;
 			more = true;
 		}
 	}
@@ -124,12 +129,17 @@ void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
 {
 	struct ptshare *ps = READ_ONCE(host->ptshare);
 	struct vm_area_struct *guest;
+	struct mm_struct *done = NULL;
 	pgoff_t first, last;
 
 	if (!ps || !ptshare_rule(BATCH))
 		return;
 	i_mmap_assert_locked(ps->mapping);
 	host_range(addr, addr + PAGE_SIZE, &first, &last);
-	vma_interval_tree_foreach(guest, &ps->guests, first, last)
-		arch_tlbbatch_add_pending(batch, guest->vm_mm, 0);
+	vma_interval_tree_foreach(guest, &ps->guests, first, last) {
+		if (guest->vm_mm == done)
+			continue;
+		done = guest->vm_mm;
+		arch_tlbbatch_add_pending(batch, done, 0);
+	}
 }

@@ -87,7 +87,8 @@ void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags);
 void __ptshare_unshare(struct vm_area_struct *vma);
 void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma);
 void __ptshare_unshare_mm(struct mm_struct *mm);
-void __ptshare_reshare(struct mm_struct *mm, unsigned long addr);
+void __ptshare_reshare(struct mm_struct *mm, unsigned long start,
+		       unsigned long end);
 bool __ptshare_all_cgroups(void);
 struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma);
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
@@ -199,7 +200,7 @@ static inline bool ptshare_dup(struct vm_area_struct *vma)
 /**
  * ptshare_mergeable() - whether a range may be merged into a VMA
  * @vma: The VMA that is to grow.
- * @modified: The VMA that has the range now, NULL if none has it.
+ * @modified: The VMA that has the range now, NULL if it is new.
  * @start: Begin of the range.
  * @end: End of the range.
  *
@@ -250,6 +251,26 @@ ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 }
 
 /**
+ * ptshare_modify_whole() - a VMA is about to get other flags, before it is merged
+ * @vma: The VMA.
+ * @start: Begin of the range that gets them.
+ * @end: End of the range.
+ * @flags: The flags.
+ *
+ * As ptshare_modify(), if the range is the whole VMA, so that it can be merged with
+ * neighbours of its kind.
+ *
+ * Context: mmap lock for writing.
+ */
+static inline void ptshare_modify_whole(struct vm_area_struct *vma,
+					unsigned long start, unsigned long end,
+					unsigned long flags)
+{
+	if (start == vma->vm_start && end == vma->vm_end)
+		ptshare_modify(vma, flags);
+}
+
+/**
  * ptshare_unshare() - a VMA must be an ordinary one from now on
  * @vma: The VMA.
  *
@@ -291,15 +312,17 @@ static inline void ptshare_unshare_mm(struct mm_struct *mm)
 /**
  * ptshare_reshare() - VMAs may have got a shape in which they can share
  * @mm: The address space.
- * @addr: The VMA that has this address, or the next, and the one before it. An
- *	  error if there is none.
+ * @start: Begin of a range that was mapped or unmapped, or an error. The VMA that
+ *	   has it, and the one that ends there.
+ * @len: Length of the range. The VMA that begins behind it.
  *
  * Context: mmap lock for writing.
  */
-static inline void ptshare_reshare(struct mm_struct *mm, unsigned long addr)
+static inline void ptshare_reshare(struct mm_struct *mm, unsigned long start,
+				   unsigned long len)
 {
-	if (static_branch_unlikely(&ptshare_used) && !IS_ERR_VALUE(addr))
-		__ptshare_reshare(mm, addr);
+	if (static_branch_unlikely(&ptshare_used) && !IS_ERR_VALUE(start))
+		__ptshare_reshare(mm, start, start + len);
 }
 
 /**
@@ -476,10 +499,14 @@ ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 	return vma;
 }
 
+static inline void ptshare_modify_whole(struct vm_area_struct *vma,
+					unsigned long start, unsigned long end,
+					unsigned long flags) { }
 static inline void ptshare_unshare(struct vm_area_struct *vma) { }
 static inline void ptshare_unshare_soft_dirty(struct vm_area_struct *vma) { }
 static inline void ptshare_unshare_mm(struct mm_struct *mm) { }
-static inline void ptshare_reshare(struct mm_struct *mm, unsigned long addr) { }
+static inline void ptshare_reshare(struct mm_struct *mm, unsigned long start,
+				   unsigned long len) { }
 
 static inline vm_fault_t ptshare_fault(struct vm_area_struct *vma,
 				       unsigned long address,
