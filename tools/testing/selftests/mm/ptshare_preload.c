@@ -9,7 +9,9 @@
  * long as whole tables, because others do not share. The program does not see
  * the rest: what it does to a whole mapping is done to all of it.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -110,6 +112,10 @@ void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 		remember(map, len);
 	return map;
 }
+
+/* What mmap() is called with large file support */
+void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+	__attribute__((alias("mmap")));
 
 int munmap(void *addr, size_t len)
 {
