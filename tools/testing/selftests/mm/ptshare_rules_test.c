@@ -262,30 +262,46 @@ static bool punch_the_page(struct scene *s, int pipe_end)
 			  THE_OFFSET, page_size());
 }
 
-static void scenario_flush(struct scene *s)
+/* Guests are flushed in the order in which they came: it comes after @map */
+static bool late_spinner(struct scene *s, struct spinner *spinner,
+			 struct peer *peer, char **map)
 {
 	struct spin_state *state = spin_state_alloc();
+
+	if (!peer_start(peer, s->fd))
+		return skip(s, "no peer");
+	*map = stage_map(s);
+	if (!*map)
+		return false;
+	load64(*map + THE_OFFSET);
+	peer->arg->len = s->len;
+	peer->arg->prot = PROT_RW;
+	return (!peer_call(peer, peer_map) &&
+		spinner_start(spinner, peer, state, THE_OFFSET)) ||
+	       skip(s, "no spinner");
+}
+
+/* At first there are two guests, and the spinner is not the first; then it is */
+static void scenario_flush(struct scene *s)
+{
 	struct spinner spinner;
 	struct peer peer = { 0 };
-	char *map = NULL;
 	int pipes[2];
+	char *map;
 
-	if (!two_cpus(s) || !stage(s, 1, 0) || !stage_peer(s, &peer, PROT_RW))
+	/* The pipe has 256 places */
+	if (!two_cpus(s) || !stage(s, 1, 0) || pipe2(pipes, O_CLOEXEC) ||
+	    fcntl(pipes[1], F_SETPIPE_SZ, 1 << 20) < 0)
 		return;
 	pin_to_cpu(0, 0);
-	if (pipe2(pipes, O_CLOEXEC) ||
-	    fcntl(pipes[1], F_SETPIPE_SZ, 1 << 20) < 0 ||
-	    !spinner_start(&spinner, &peer, state, THE_OFFSET)) {
-		skip(s, "no spinner");
+	if (!late_spinner(s, &spinner, &peer, &map))
 		return;
-	}
-	/* The pipe has 256 places. At first there is one guest, then two. */
 	for (unsigned int i = 0; goes_on(s, i) && i < 200; i++) {
 		spinner_runs(&spinner, 100);
-		if (i == 10)
-			map = stage_map(s);
-		if (map)
+		if (i < 20)
 			load64(map + THE_OFFSET);
+		else if (i == 20)
+			munmap(map, s->len);
 		if (punch_the_page(s, pipes[1]))
 			check_stores(s, &spinner);
 	}
