@@ -58,8 +58,10 @@
  *					table's own lock, the same for all
  */
 
+#include <linux/cred.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/init_task.h>
 #include <linux/interval_tree.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
@@ -123,8 +125,11 @@ static void ptshare_work(struct work_struct *work);
  */
 int ptshare_create(struct file *file)
 {
-	struct ptshare *ps = kzalloc(sizeof(*ps), GFP_KERNEL_ACCOUNT);
+	struct ptshare *ps;
 
+	if (!ptshare_wq)
+		return -ENOMEM;
+	ps = kzalloc(sizeof(*ps), GFP_KERNEL_ACCOUNT);
 	if (!ps)
 		return -ENOMEM;
 	kref_init(&ps->ref);
@@ -205,12 +210,14 @@ bool __ptshare_folio_shared(const struct folio *folio)
  */
 static struct file *host_file(struct vm_area_struct *guest)
 {
-	struct file *base = guest->vm_file;
-	struct file *file = alloc_file_clone(base, O_RDONLY | O_NOATIME,
-					     base->f_op);
+	/* Nobody's credentials either, and no limit that is somebody's. */
+	const struct cred *old = override_creds(&init_cred);
+	struct file *file = alloc_file_clone(guest->vm_file,
+					     O_RDONLY | O_NOATIME,
+					     guest->vm_file->f_op);
 
-	/* Too many files are open. */
-	return IS_ERR(file) ? get_file(base) : file;
+	revert_creds(old);
+	return file;
 }
 
 static int host_add_vma(struct ptshare_host *host, struct vm_area_struct *guest,
@@ -267,6 +274,8 @@ static struct ptshare_host *host_alloc(struct ptshare *ps,
 	host->mm->user_ns = get_user_ns(&init_user_ns);
 	host->mm->ptshare = ps;
 	file = host_file(guest);
+	if (IS_ERR(file))
+		goto err_put;
 	mmap_write_lock(host->mm);
 	for (class = 0; !err && class < PTSHARE_CLASSES; class++)
 		err = host_add_vma(host, guest, file, class);
@@ -588,8 +597,10 @@ bool __ptshare_mergeable(struct vm_area_struct *vma,
 {
 	if (modified && ptshare_guest(vma) != ptshare_guest(modified))
 		return false;
-	return !ptshare_guest(vma) ||
-	       (IS_ALIGNED(start, PMD_SIZE) && IS_ALIGNED(end, PMD_SIZE));
+	if (!ptshare_guest(vma))
+		return true;
+	return IS_ALIGNED(start, PMD_SIZE) && IS_ALIGNED(end, PMD_SIZE) &&
+	       (end <= vma->vm_end || ptshare_offset(vma, end) <= PTSHARE_SPAN);
 }
 
 void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
@@ -666,9 +677,12 @@ bool __ptshare_all_cgroups(void)
 
 struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma)
 {
-	if (!current->mm || !ptshare_rule(CHARGE))
-		return vma->vm_mm;
-	return current->mm;
+	return current->mm ?: vma->vm_mm;
+}
+
+struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma)
+{
+	return ptshare_rule(CHARGE) ? NULL : vma->vm_mm;
 }
 
 static int __init ptshare_init(void)

@@ -16,10 +16,12 @@
  * The invariants by their letters are those of mm/ptshare.c.
  */
 
+#include <linux/memcontrol.h>
 #include <linux/memfd_protect.h>
 #include <linux/mm.h>
 #include <linux/mm_inline.h>
 #include <linux/pagemap.h>
+#include <linux/sched/mm.h>
 #include <asm/pgalloc.h>
 #include <asm/tlb.h>
 #include <asm/tlbflush.h>
@@ -245,9 +247,10 @@ static pmd_t *host_table(struct ptshare *ps, struct mm_struct *mm,
 
 	if (!pmd || !pmd_none(pmdp_get_lockless(pmd)))
 		return pmd;
-	new = table = pte_alloc_one(mm);
+	table = pte_alloc_one(mm);
 	if (!table)
 		return NULL;
+	new = table;
 	atomic_set(links_of(table), 0);
 	pmd_install(mm, pmd, &new);
 	if (new) {
@@ -309,6 +312,22 @@ static struct ptshare_host *find_host(struct vm_area_struct *vma,
 	return ptshare_get_host(vma);
 }
 
+/* The host's part of a fault; what it allocates is charged to the guest. */
+static vm_fault_t host_fault(struct vm_area_struct *guest,
+			     struct vm_area_struct *host_vma,
+			     unsigned long host_addr, unsigned int flags,
+			     ptshare_fault_fn *fault)
+{
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(guest->vm_mm);
+	struct mem_cgroup *old = set_active_memcg(memcg);
+	vm_fault_t ret = fault(host_vma, host_addr, flags & HOST_FAULT_FLAGS);
+
+	set_active_memcg(old);
+	mem_cgroup_put(memcg);
+	VM_WARN_ON_ONCE(ret & (VM_FAULT_RETRY | VM_FAULT_COMPLETED));
+	return ret;
+}
+
 /**
  * ptshare_fault() - a page fault in a guest
  * @vma: The guest.
@@ -337,6 +356,9 @@ vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
 		class = PTSHARE_RW;
 	host_vma = host->vma[class];
 	host_addr = host_vma->vm_start + ptshare_offset(vma, address);
+	/* Beyond would be the tables of another class. */
+	if (WARN_ON_ONCE(host_addr >= host_vma->vm_end))
+		return VM_FAULT_SIGBUS;
 
 	pmd = alloc_pmd(vma->vm_mm, address);
 	host_pmd = host_table(ptshare_of(vma), host->mm, host_addr);
@@ -349,8 +371,7 @@ vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
 		if (ret)
 			return ret;
 		ptshare_delay(ASK);
-		ret = fault(host_vma, host_addr, flags & HOST_FAULT_FLAGS);
-		VM_WARN_ON_ONCE(ret & (VM_FAULT_RETRY | VM_FAULT_COMPLETED));
+		ret = host_fault(vma, host_vma, host_addr, flags, fault);
 		if (ret & VM_FAULT_ERROR)
 			return ret;
 		ptshare_delay(LINK);

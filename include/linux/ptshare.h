@@ -91,6 +91,7 @@ void __ptshare_reshare(struct mm_struct *mm, unsigned long start,
 		       unsigned long end);
 bool __ptshare_all_cgroups(void);
 struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma);
+struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma);
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
 					     pgoff_t first, pgoff_t last);
 
@@ -392,14 +393,26 @@ static inline bool ptshare_all_cgroups(const struct vm_area_struct *vma)
 }
 
 /**
- * ptshare_fault_mm() - whom to charge for the page of a fault
- * @vma: The VMA.
+ * ptshare_fault_mm() - whose fault it is
+ * @vma: The VMA that the fault is served in.
  *
- * Return: The address space whose owner is charged.
+ * Return: The address space for which it is counted.
  */
 static inline struct mm_struct *ptshare_fault_mm(struct vm_area_struct *vma)
 {
 	return ptshare_host(vma) ? __ptshare_fault_mm(vma) : vma->vm_mm;
+}
+
+/**
+ * ptshare_charge_mm() - whom to charge for the page of a fault
+ * @vma: The VMA that the fault is served in.
+ *
+ * Return: The address space whose owner is charged. NULL for the memory cgroup that
+ * set_active_memcg() has set: that of the guest.
+ */
+static inline struct mm_struct *ptshare_charge_mm(struct vm_area_struct *vma)
+{
+	return ptshare_host(vma) ? __ptshare_charge_mm(vma) : vma->vm_mm;
 }
 
 /**
@@ -547,6 +560,11 @@ static inline bool ptshare_all_cgroups(const struct vm_area_struct *vma)
 }
 
 static inline struct mm_struct *ptshare_fault_mm(struct vm_area_struct *vma)
+{
+	return vma->vm_mm;
+}
+
+static inline struct mm_struct *ptshare_charge_mm(struct vm_area_struct *vma)
 {
 	return vma->vm_mm;
 }
