@@ -344,6 +344,8 @@ static inline void memfd_protect_evict(struct inode *inode) { }
 static inline void memfd_protect_mmap(struct inode *inode,
 				      struct vm_area_struct *vma) { }
 static inline void memfd_protect_open(struct inode *inode, struct file *file) { }
+static inline void memfd_protect_show_fdinfo(struct seq_file *m,
+					     struct file *file) { }
 
 static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
 {
