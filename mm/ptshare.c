@@ -443,8 +443,15 @@ struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
 		    NULL;
 }
 
-/* What a VMA is made of, or is going to be. */
-static bool may_share(struct vm_area_struct *vma, unsigned long flags)
+/**
+ * ptshare_may_share() - whether a shared table can express what a VMA asks for
+ * @vma: The VMA, of a file with shared tables.
+ * @flags: The flags that it has, or is going to have.
+ *
+ * Context: mmap lock.
+ * Return: True if so.
+ */
+bool ptshare_may_share(struct vm_area_struct *vma, unsigned long flags)
 {
 	unsigned long class_flags = VM_READ | VM_SHARED | (flags & VM_WRITE);
 	unsigned long start = vma->vm_pgoff << PAGE_SHIFT;
@@ -489,7 +496,7 @@ static void make_ordinary(struct vm_area_struct *vma)
 
 void __ptshare_mmap(struct vm_area_struct *vma)
 {
-	if (is_ordinary(vma) && may_share(vma, vma->vm_flags))
+	if (is_ordinary(vma) && ptshare_may_share(vma, vma->vm_flags))
 		make_guest(vma);
 }
 
@@ -579,7 +586,7 @@ void __ptshare_unshare_mm(struct mm_struct *mm)
 bool __ptshare_dup(struct vm_area_struct *vma)
 {
 	/* Page tables are not copied for it: see vma_needs_copy(). */
-	if (is_ordinary(vma) && may_share(vma, vma->vm_flags) &&
+	if (is_ordinary(vma) && ptshare_may_share(vma, vma->vm_flags) &&
 	    !soft_dirty_tracked(vma->vm_flags)) {
 		make_guest(vma);
 		count_vm_event(PTSHARE_SHARE);
@@ -615,7 +622,7 @@ void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
  */
 void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 {
-	bool may = may_share(vma, flags) && !soft_dirty_tracked(flags);
+	bool may = ptshare_may_share(vma, flags) && !soft_dirty_tracked(flags);
 
 	if (ptshare_guest(vma)) {
 		if (!may && ptshare_rule(MODIFY))

@@ -90,6 +90,7 @@ static inline unsigned long ptshare_offset(const struct vm_area_struct *guest,
 
 /* mm/ptshare.c */
 struct ptshare *ptshare_of(const struct vm_area_struct *vma);
+bool ptshare_may_share(struct vm_area_struct *vma, unsigned long flags);
 struct ptshare_host *ptshare_get_host(struct vm_area_struct *guest);
 
 /* mm/ptshare_table.c */
@@ -99,5 +100,12 @@ pgoff_t ptshare_next_table(struct ptshare_host *host, pgoff_t first,
 void ptshare_free_tables(struct ptshare *ps, struct ptshare_host *host,
 			 pgoff_t first, pgoff_t last);
 void ptshare_uncount_tables(struct ptshare *ps, struct ptshare_host *host);
+
+/* mm/ptshare_tlb.c */
+void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,
+			pgoff_t *last);
+void ptshare_guest_range(struct vm_area_struct *guest, pgoff_t first,
+			 pgoff_t last, unsigned long *start,
+			 unsigned long *end);
 
 #endif /* _MM_PTSHARE_H */

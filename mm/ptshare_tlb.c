@@ -36,9 +36,16 @@
 /* Too large for the stack on large machines. */
 static DEFINE_PER_CPU(struct arch_tlbflush_unmap_batch, flush_batch);
 
-/* Page offsets of the host's addresses. Those of a class stay in it. */
-static void host_range(unsigned long start, unsigned long end, pgoff_t *first,
-		       pgoff_t *last)
+/**
+ * ptshare_host_range() - the part of the file that addresses of the host map
+ * @start: First address.
+ * @end: End.
+ * @first: Is set to the first page offset.
+ * @last: Is set to the last one. All that the host maps, if the addresses are not
+ *	  those of one class.
+ */
+void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,
+			pgoff_t *last)
 {
 	enum ptshare_class class;
 
@@ -56,9 +63,17 @@ static void host_range(unsigned long start, unsigned long end, pgoff_t *first,
 	*last = (PTSHARE_SPAN >> PAGE_SHIFT) - 1;
 }
 
-/* Where a guest maps the first and last page offsets that it has of a range. */
-static void guest_range(struct vm_area_struct *guest, pgoff_t first,
-			pgoff_t last, unsigned long *start, unsigned long *end)
+/**
+ * ptshare_guest_range() - where a guest maps what it has of a part of the file
+ * @guest: The guest.
+ * @first: First page offset. The guest maps something of the range.
+ * @last: Last page offset.
+ * @start: Is set to the first address.
+ * @end: Is set to the end.
+ */
+void ptshare_guest_range(struct vm_area_struct *guest, pgoff_t first,
+			 pgoff_t last, unsigned long *start,
+			 unsigned long *end)
 {
 	pgoff_t guest_last = guest->vm_pgoff + vma_pages(guest) - 1;
 
@@ -91,7 +106,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	if (!ps || !ptshare_rule(FLUSH))
 		return;
 	i_mmap_assert_locked(ps->mapping);
-	host_range(start, end, &first, &last);
+	ptshare_host_range(start, end, &first, &last);
 
 	batch = get_cpu_ptr(&flush_batch);
 	vma_interval_tree_foreach(guest, &ps->guests, first, last) {
@@ -101,7 +116,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 		if (mm == done)
 			continue;
 		if (!one && !cpumask_empty(mm_cpumask(mm))) {
-			guest_range(guest, first, last, &start, &end);
+			ptshare_guest_range(guest, first, last, &start, &end);
 			flush_tlb_mm_range(mm, start, end, PAGE_SHIFT,
 					   freed_tables);
 			one = true;
@@ -135,7 +150,7 @@ void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
 	if (!ps || !ptshare_rule(BATCH))
 		return;
 	i_mmap_assert_locked(ps->mapping);
-	host_range(addr, addr + PAGE_SIZE, &first, &last);
+	ptshare_host_range(addr, addr + PAGE_SIZE, &first, &last);
 	vma_interval_tree_foreach(guest, &ps->guests, first, last) {
 		if (guest->vm_mm == done)
 			continue;

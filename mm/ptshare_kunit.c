@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KUnit tests of shared page tables: what is to be computed without page tables.
+ * Which mappings share, and which addresses of whom a flush concerns. The rest is
+ * tested from user space, by tools/testing/selftests/mm/ptshare_test.c.
+ */
+
+#include <kunit/test.h>
+#include <linux/mm.h>
+
+#include "internal.h"
+#include "ptshare.h"
+
+#define FLAGS	(VM_READ | VM_WRITE | VM_SHARED | VM_MAYSHARE | VM_MAYREAD | \
+		 VM_MAYWRITE | VM_SOFTDIRTY)
+#define START	(0x7f0000000000UL)
+#define PAGES	(PMD_SIZE >> PAGE_SHIFT)
+
+static struct vm_area_struct *make_vma(struct kunit *test, unsigned long start,
+				       unsigned long tables, pgoff_t pgoff)
+{
+	struct vm_area_struct *vma;
+
+	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	vma->vm_mm = &init_mm;
+	vma_set_range(vma, start, start + tables * PMD_SIZE, pgoff);
+	return vma;
+}
+
+static void flags_that_share(struct kunit *test)
+{
+	struct vm_area_struct *vma = make_vma(test, START, 2, 0);
+
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(vma, FLAGS));
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(vma, FLAGS & ~VM_WRITE));
+	/* A descriptor that is open for reading only. */
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(vma, VM_READ | VM_MAYSHARE |
+							VM_MAYREAD));
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(vma, FLAGS | VM_DONTCOPY |
+							VM_DONTDUMP |
+							VM_RAND_READ |
+							VM_SEQ_READ |
+							VM_NOHUGEPAGE |
+							VM_SEALED));
+}
+
+static void flags_that_do_not(struct kunit *test)
+{
+	static const unsigned long never[] = {
+		VM_LOCKED, VM_LOCKONFAULT, VM_HUGEPAGE, VM_HUGETLB, VM_IO,
+		VM_PFNMAP, VM_MIXEDMAP, VM_GROWSDOWN, VM_UFFD_MISSING,
+		VM_UFFD_WP, VM_UFFD_MINOR, VM_EXEC,
+	};
+	struct vm_area_struct *vma = make_vma(test, START, 2, 0);
+
+	for (int i = 0; i < ARRAY_SIZE(never); i++)
+		if (never[i])
+			KUNIT_EXPECT_FALSE_MSG(test,
+					       ptshare_may_share(vma, FLAGS |
+								 never[i]),
+					       "flags %lx", never[i]);
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(vma, FLAGS & ~VM_READ));
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(vma, FLAGS & ~VM_MAYSHARE));
+#ifdef CONFIG_ARCH_HAS_PKEYS
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(vma, FLAGS | VM_PKEY_BIT0));
+#endif
+}
+
+static void shapes(struct kunit *test)
+{
+	pgoff_t span = PTSHARE_SPAN >> PAGE_SHIFT;
+	struct {
+		unsigned long start, tables;
+		pgoff_t pgoff;
+		bool share;
+	} cases[] = {
+		{ START, 1, 0, true },
+		{ START, 1, PAGES, true },
+		{ START, 1, span - PAGES, true },
+		{ START, 2, span - PAGES, false },
+		{ START, 1, span, false },
+		{ START, 1, ULONG_MAX >> PAGE_SHIFT & ~(PAGES - 1), false },
+		{ START, 1, 1, false },
+		{ START, 1, PAGES - 1, false },
+		{ START + PAGE_SIZE, 1, 0, false },
+		{ START + PAGE_SIZE, 1, 1, false },
+	};
+
+	for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct vm_area_struct *vma = make_vma(test, cases[i].start,
+						      cases[i].tables,
+						      cases[i].pgoff);
+
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].share,
+				    ptshare_may_share(vma, FLAGS), "case %d",
+				    i);
+	}
+}
+
+static void classes(struct kunit *test)
+{
+	KUNIT_EXPECT_EQ(test, PTSHARE_RW, ptshare_class_of(FLAGS));
+	KUNIT_EXPECT_EQ(test, PTSHARE_RO, ptshare_class_of(FLAGS & ~VM_WRITE));
+	KUNIT_EXPECT_LE(test, PTSHARE_BASE(PTSHARE_CLASSES), TASK_SIZE_MAX);
+	for (int class = 0; class < PTSHARE_CLASSES; class++)
+		KUNIT_EXPECT_TRUE(test, IS_ALIGNED(PTSHARE_BASE(class),
+						   PGDIR_SIZE));
+}
+
+/* Addresses of the host, and which offsets are to be flushed. */
+static void flushes_of_the_host(struct kunit *test)
+{
+	unsigned long ro = PTSHARE_BASE(PTSHARE_RO);
+	unsigned long rw = PTSHARE_BASE(PTSHARE_RW);
+	pgoff_t last_page = (PTSHARE_SPAN >> PAGE_SHIFT) - 1;
+	struct {
+		unsigned long start, end;
+		pgoff_t first, last;
+	} cases[] = {
+		{ ro, ro + PAGE_SIZE, 0, 0 },
+		{ rw, rw + PAGE_SIZE, 0, 0 },
+		{ rw - PAGE_SIZE, rw, last_page, last_page },
+		{ ro, rw, 0, last_page },
+		{ rw + PMD_SIZE, rw + 2 * PMD_SIZE, PAGES, 2 * PAGES - 1 },
+		{ rw, rw + PTSHARE_SPAN, 0, last_page },
+		/* Both classes, or all: rather too much */
+		{ rw - PAGE_SIZE, rw + PAGE_SIZE, 0, last_page },
+		{ 0, ULONG_MAX, 0, last_page },
+	};
+
+	for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+		pgoff_t first, last;
+
+		ptshare_host_range(cases[i].start, cases[i].end, &first, &last);
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].first, first, "case %d", i);
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].last, last, "case %d", i);
+	}
+}
+
+/* The part of a range that a guest has, and where. */
+static void flushes_of_a_guest(struct kunit *test)
+{
+	struct vm_area_struct *vma = make_vma(test, START, 2, PAGES);
+	struct {
+		pgoff_t first, last;
+		unsigned long start, end;
+	} cases[] = {
+		{ 0, ULONG_MAX, 0, 2 * PMD_SIZE },
+		{ PAGES, 3 * PAGES - 1, 0, 2 * PMD_SIZE },
+		{ 0, PAGES, 0, PAGE_SIZE },
+		{ PAGES + 3, PAGES + 3, 3 * PAGE_SIZE, 4 * PAGE_SIZE },
+		{ 3 * PAGES - 1, 4 * PAGES, 2 * PMD_SIZE - PAGE_SIZE,
+		  2 * PMD_SIZE },
+	};
+
+	for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+		unsigned long start, end;
+
+		ptshare_guest_range(vma, cases[i].first, cases[i].last, &start,
+				    &end);
+		KUNIT_EXPECT_EQ_MSG(test, START + cases[i].start, start,
+				    "case %d", i);
+		KUNIT_EXPECT_EQ_MSG(test, START + cases[i].end, end, "case %d",
+				    i);
+	}
+	KUNIT_EXPECT_EQ(test, PMD_SIZE, ptshare_offset(vma, START));
+	KUNIT_EXPECT_EQ(test, 2 * PMD_SIZE + 5,
+			ptshare_offset(vma, START + PMD_SIZE + 5));
+}
+
+static struct kunit_case ptshare_cases[] = {
+	KUNIT_CASE(flags_that_share),
+	KUNIT_CASE(flags_that_do_not),
+	KUNIT_CASE(shapes),
+	KUNIT_CASE(classes),
+	KUNIT_CASE(flushes_of_the_host),
+	KUNIT_CASE(flushes_of_a_guest),
+	{}
+};
+
+static struct kunit_suite ptshare_suite = {
+	.name = "ptshare",
+	.test_cases = ptshare_cases,
+};
+kunit_test_suite(ptshare_suite);
