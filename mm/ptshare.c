@@ -574,8 +574,8 @@ void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma)
 
 void __ptshare_unshare_mm(struct mm_struct *mm)
 {
-	struct vm_area_struct *vma;
 	VMA_ITERATOR(vmi, mm, 0);
+	struct vm_area_struct *vma;
 
 	if (!ptshare_rule(NOTIFIER))
 		return;

@@ -183,4 +183,5 @@ static struct kunit_suite ptshare_suite = {
 	.name = "ptshare",
 	.test_cases = ptshare_cases,
 };
+
 kunit_test_suite(ptshare_suite);
