@@ -39,7 +39,7 @@
 #define WORKERS		5
 #define MAX_PIDS	32
 #define SLICES		8	/* of the run, with links made in each */
-#define MIN_LINKS	5
+#define MIN_LINKS	1
 #define CGROUP		"/sys/fs/cgroup/ptshare_stress"
 #define DELAY_DIR	"/sys/kernel/debug/ptshare/delay_us/"
 #define THP_DIR		"/sys/kernel/mm/transparent_hugepage/"
@@ -714,7 +714,7 @@ static bool op_advise(unsigned int *seed, struct piece *p)
 {
 	bool any = false;
 
-	for (unsigned int i = 3 + rnd(seed, 6); i; i--)
+	for (unsigned int i = 6 + rnd(seed, 6); i; i--)
 		any |= advise(p, take_turn(TURN_ADVICE, NR_ADVICE));
 	return any;
 }
