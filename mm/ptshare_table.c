@@ -7,8 +7,8 @@
  * VMA of the host that its class has, as if that was where it happened, by
  * the same code that serves ordinary VMAs.
  *
- * What a fault may wait for, it waits for in its own name before that: it asks
- * memfd_protect() with its own VMA, address and lock. Neither the host's VMA nor
+ * What a fault may wait for, it waits for in its own name before that, with its
+ * own VMA, address and lock: for memfd_protect(), for a hole punch. Neither the host's VMA nor
  * its mmap lock is locked, hence nothing may be dropped there to wait: the host's
  * part of the fault knows no retry. If the answer of memfd_protect() has changed
  * by then, the host's part does nothing, and the fault happens again.
@@ -277,7 +277,10 @@ static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 	       (!(flags & FAULT_FLAG_WRITE) || pte_write(entry));
 }
 
-/* Asks memfd_protect() in the guest's name: it may wait, and return RETRY. */
+/*
+ * Waits in the guest's name for what a fault has to wait for, and returns RETRY
+ * then: for the end of a hole punch, and for memfd_protect().
+ */
 static vm_fault_t guest_ask(struct vm_area_struct *vma, unsigned long address,
 			    unsigned int flags)
 {
@@ -288,9 +291,10 @@ static vm_fault_t guest_ask(struct vm_area_struct *vma, unsigned long address,
 		.flags = flags,
 		.pgoff = linear_page_index(vma, address),
 	};
+	vm_fault_t ret = ptshare_falloc_wait(&vmf);
 
-	if (!(flags & FAULT_FLAG_WRITE) || !ptshare_rule(ASK))
-		return 0;
+	if (ret || !(flags & FAULT_FLAG_WRITE) || !ptshare_rule(ASK))
+		return ret;
 	return memfd_protect_fault(&vmf);
 }
 

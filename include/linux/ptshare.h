@@ -95,6 +95,9 @@ struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma);
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
 					     pgoff_t first, pgoff_t last);
 
+/* mm/shmem.c */
+vm_fault_t ptshare_falloc_wait(struct vm_fault *vmf);
+
 /* mm/ptshare_table.c */
 vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
 			 unsigned int flags, ptshare_fault_fn *fault);
