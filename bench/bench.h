@@ -67,6 +67,25 @@ static inline uint64_t now_ns(void)
 	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
 }
 
+/* The number after a name at the start of a line */
+static inline long figure(const char *path, const char *name)
+{
+	FILE *f = fopen(path, "re");
+	size_t len = strlen(name);
+	char line[256];
+	long value = -1;
+
+	if (!f)
+		err(1, "%s", path);
+	while (fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, len))
+			value = atol(line + len);
+	fclose(f);
+	if (value < 0)
+		errx(1, "no %s in %s", name, path);
+	return value;
+}
+
 static inline int memfd(unsigned int flags, uint64_t size)
 {
 	int fd = syscall(__NR_memfd_create, "bench",

@@ -42,25 +42,6 @@ static void write_text(const char *path, const char *text)
 	close(fd);
 }
 
-/* The number after a name at the start of a line */
-static long figure(const char *path, const char *name)
-{
-	FILE *f = fopen(path, "re");
-	size_t len = strlen(name);
-	char line[256];
-	long value = -1;
-
-	if (!f)
-		err(1, "%s", path);
-	while (fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, len))
-			value = atol(line + len);
-	fclose(f);
-	if (value < 0)
-		errx(1, "no %s in %s", name, path);
-	return value;
-}
-
 static long page_tables(void)
 {
 	write_text("/proc/sys/vm/stat_refresh", "1");

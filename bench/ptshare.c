@@ -176,24 +176,6 @@ static int resident_file(unsigned int flags, size_t size)
 	return fd;
 }
 
-static long figure(const char *path, const char *name)
-{
-	FILE *f = fopen(path, "re");
-	size_t len = strlen(name);
-	char line[256];
-	long value = -1;
-
-	if (!f)
-		err(1, "%s", path);
-	while (fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, len))
-			value = atol(line + len);
-	fclose(f);
-	if (value < 0)
-		errx(1, "no %s in %s", name, path);
-	return value;
-}
-
 /* Memory of page tables */
 
 static long page_tables(void)
