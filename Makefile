@@ -4,7 +4,7 @@
 # usage text.  Parameters: KSRC=/path/to/linux-6.12.y instead of Debian's source.
 
 MAKEFLAGS += --no-print-directory
-export KSRC PATCH FILE
+export KSRC PATCH FILE QUICK
 
 help:		## show this list
 	@sed -n 's/^\([a-z_.-]*\):[^#]*## /\1\t/p' Makefile | expand -t 24
