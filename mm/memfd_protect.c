@@ -4,7 +4,7 @@
  *
  * This file has the system call, and what the event fd (fs/memfd_notify.c) does
  * to the state: open, close, resolve, scan. What a writer meets is decided in
- * mm/memfd_check.c, where the invariants W, C and S stand.
+ * mm/memfd_fault.c, where the invariants W, C and S stand.
  *
  * When memfd_protect() has returned 0 for PROT_READ, nothing that began before
  * can still change the range unnoticed:
@@ -50,110 +50,10 @@
 #include "memfd_debug.h"
 #include "memfd_protect.h"
 
-#define CREATE_TRACE_POINTS
 #include <trace/events/memfd_protect.h>
 
 /* As mm/memfd.c: five looks, with sleeps in between of about 150 ms together. */
 #define PIN_LAST_SCAN	4
-
-DEFINE_STATIC_KEY_FALSE(memfd_protect_used);
-
-static void memfd_protect_free(struct kref *ref)
-{
-	struct memfd_protect *mp = container_of(ref, struct memfd_protect, ref);
-
-	memfd_ranges_destroy(&mp->modes);
-	memfd_ranges_destroy(&mp->log);
-	kfree_rcu(mp, rcu);
-}
-
-/**
- * memfd_protect_put() - give a reference back
- * @mp: Protection of a file.
- *
- * Context: May sleep.
- */
-void memfd_protect_put(struct memfd_protect *mp)
-{
-	kref_put(&mp->ref, memfd_protect_free);
-}
-
-/**
- * memfd_protect_create() - memfd_protect() may be used on a new memfd
- * @file: The shmem file, not yet visible to user space.
- *
- * Context: May sleep.
- * Return: 0 or -ENOMEM.
- */
-int memfd_protect_create(struct file *file)
-{
-	struct inode *inode = file_inode(file);
-	struct memfd_protect *mp = kzalloc(sizeof(*mp), GFP_KERNEL_ACCOUNT);
-
-	if (!mp)
-		return -ENOMEM;
-	kref_init(&mp->ref);
-	mp->inode = inode;
-	mp->dev = inode->i_sb->s_dev;
-	mp->ino = inode->i_ino;
-	mutex_init(&mp->lock);
-	memfd_ranges_init(&mp->modes);
-	memfd_ranges_init(&mp->log);
-	memfd_waiters_init(&mp->waiters);
-	init_waitqueue_head(&mp->flight.settled);
-	SHMEM_I(inode)->protect = mp;
-	memfd_protect_open(inode, file);
-	/* Never off again: text patching costs more than the few branches. */
-	static_branch_enable(&memfd_protect_used);
-	return 0;
-}
-
-/**
- * memfd_protect_evict() - the file is going away
- * @inode: A shmem inode that nobody uses any more.
- *
- * Context: May sleep.
- */
-void memfd_protect_evict(struct inode *inode)
-{
-	struct memfd_protect *mp = SHMEM_I(inode)->protect;
-
-	if (!mp)
-		return;
-	SHMEM_I(inode)->protect = NULL;
-	memfd_protect_put(mp);
-}
-
-/**
- * memfd_protect_mmap() - a file is mapped
- * @inode: A shmem inode.
- * @vma: The new VMA, its vm_ops set.
- *
- * The VMA's operations tell page faults that it is one to ask for. What is written
- * through a private mapping does not change the file.
- *
- * Context: mmap lock.
- */
-void memfd_protect_mmap(struct inode *inode, struct vm_area_struct *vma)
-{
-	if (SHMEM_I(inode)->protect && (vma->vm_flags & VM_MAYSHARE))
-		vma->vm_ops = &memfd_protect_vm_ops;
-}
-
-/**
- * memfd_protect_open() - a file is opened
- * @inode: A shmem inode.
- * @file: The new open file description.
- *
- * Writers can ask not to be kept waiting (IOCB_NOWAIT).
- *
- * Context: Any.
- */
-void memfd_protect_open(struct inode *inode, struct file *file)
-{
-	if (SHMEM_I(inode)->protect)
-		file->f_mode |= FMODE_NOWAIT;
-}
 
 /*
  * The system call
@@ -448,7 +348,7 @@ void memfd_protect_release_notify(struct memfd_protect *mp)
 	memfd_ranges_destroy(&mp->log);
 	memfd_waiters_close(&mp->waiters);
 	mutex_unlock(&mp->lock);
-	memfd_protect_put(mp);
+	memfd_state_put(mp);
 	iput(inode);
 }
 
@@ -631,7 +531,7 @@ static void scan_keep_pinned(struct memfd_protect *mp,
 	       memfd_walk_pinned(mp->inode->i_mapping, &pinned,
 				 READ_ONCE(mp->got_pages))) {
 		mutex_lock(&mp->lock);
-		memfd_check_unlog(mp, &pinned, false);
+		memfd_state_unlog(mp, &pinned, false);
 		mutex_unlock(&mp->lock);
 		pinned.first = pinned.last + 1;
 		pinned.last = span->last;
@@ -652,7 +552,7 @@ void memfd_protect_unscan(struct memfd_protect *mp,
 	for (; nr--; spans++) {
 		memfd_flight_lock(mp, spans->first, spans->last,
 				  TASK_UNINTERRUPTIBLE);
-		memfd_check_unlog(mp, spans, true);
+		memfd_state_unlog(mp, spans, true);
 		mutex_unlock(&mp->lock);
 	}
 }

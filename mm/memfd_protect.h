@@ -16,6 +16,7 @@
 #include <linux/rbtree.h>
 #include <linux/refcount.h>
 #include <linux/seqlock.h>
+#include <linux/shmem_fs.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
 #include <uapi/linux/memfd_protect.h>
@@ -167,6 +168,31 @@ struct memfd_writer {
 	unsigned int state;
 };
 
+/* The protection of the file that @vma, one of vma_memfd_protect(), maps. */
+static inline struct memfd_protect *
+memfd_protect_of_vma(const struct vm_area_struct *vma)
+{
+	return SHMEM_I(file_inode(vma->vm_file))->protect;
+}
+
+/* The protection of a file, NULL if it has none. */
+static inline struct memfd_protect *memfd_protect_of(struct inode *inode)
+{
+	return shmem_mapping(inode->i_mapping) ? SHMEM_I(inode)->protect : NULL;
+}
+
+/* The mode of one page. Without locks it may be another one by now. */
+static inline enum memfd_mode memfd_mode_at(struct memfd_protect *mp,
+					    pgoff_t index)
+{
+	enum memfd_mode mode;
+
+	rcu_read_lock();
+	mode = memfd_ranges_get(&mp->modes, index);
+	rcu_read_unlock();
+	return mode;
+}
+
 static inline u64 memfd_offset(pgoff_t first)
 {
 	return (u64)first << PAGE_SHIFT;
@@ -176,9 +202,6 @@ static inline u64 memfd_length(pgoff_t first, pgoff_t last)
 {
 	return (u64)(last - first + 1) << PAGE_SHIFT;
 }
-
-/* mm/memfd_protect.c */
-void memfd_protect_put(struct memfd_protect *mp);
 
 /* mm/memfd_waiters.c */
 struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer,
@@ -213,15 +236,23 @@ int memfd_walk_protect(struct address_space *mapping,
 bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span,
 		       bool references);
 
-/* mm/memfd_check.c */
+/* mm/memfd_state.c */
+void memfd_state_put(struct memfd_protect *mp);
 bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
 int memfd_flight_lock(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 		      unsigned int state);
 void memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
 void memfd_flight_end(struct memfd_protect *mp);
-int memfd_check_log(struct memfd_protect *mp,
+void memfd_state_trace_caught(struct memfd_protect *mp,
+			      const struct memfd_writer *writer,
+			      enum memfd_mode mode);
+int memfd_state_log_locked(struct memfd_protect *mp,
+			   const struct memfd_writer *writer);
+int memfd_state_verdict(struct memfd_protect *mp, struct memfd_writer *writer,
+			bool log);
+int memfd_state_log(struct memfd_protect *mp,
 		    const struct memfd_writer *writer);
-void memfd_check_unlog(struct memfd_protect *mp, const struct memfd_span *span,
+void memfd_state_unlog(struct memfd_protect *mp, const struct memfd_span *span,
 		       bool tell);
 
 #endif /* _MM_MEMFD_PROTECT_H */

@@ -3,7 +3,7 @@
  * Takes write access to pages of a file away from all page tables.
  *
  * The caller has already stored, where everyone who makes a page-table entry
- * writable looks (mm/memfd_check.c), that the pages are protected. The walk takes
+ * writable looks (mm/memfd_fault.c), that the pages are protected. The walk takes
  * away what was writable before that. When it returns, no CPU can write the
  * pages through a mapping any more, stale TLB entries included.
  *
