@@ -26,6 +26,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_NESTED_FLUSH] = "nested_flush",
 	[MEMFD_HOOK_BATCHED_FLUSH] = "batched_flush",
 	[MEMFD_HOOK_PINS] = "pins",
+	[MEMFD_HOOK_MARK] = "mark",
 	[MEMFD_HOOK_FLIGHT] = "flight",
 	[MEMFD_HOOK_WRITE] = "write",
 	[MEMFD_HOOK_PUNCH] = "punch",
@@ -38,6 +39,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 
 static const char * const delay_names[MEMFD_DELAY_NR] = {
 	[MEMFD_DELAY_FAULT] = "fault",
+	[MEMFD_DELAY_PINS] = "pins",
 	[MEMFD_DELAY_FLIGHT] = "flight",
 	[MEMFD_DELAY_REMOTE] = "remote",
 	[MEMFD_DELAY_ENQUEUE] = "enqueue",

@@ -21,7 +21,8 @@
  * @MEMFD_HOOK_FLUSH: The walk flushes TLBs.
  * @MEMFD_HOOK_NESTED_FLUSH: ... and for others that have not flushed yet.
  * @MEMFD_HOOK_BATCHED_FLUSH: ... and for reclaim that has not.
- * @MEMFD_HOOK_PINS: Pages that are pinned are waited for.
+ * @MEMFD_HOOK_PINS: Pages that are pinned for writing are waited for.
+ * @MEMFD_HOOK_MARK: ... and GUP marks them.
  * @MEMFD_HOOK_FLIGHT: Faults wait for the outcome of memfd_protect().
  * @MEMFD_HOOK_WRITE: write() and its kin ask.
  * @MEMFD_HOOK_PUNCH: Hole punching asks.
@@ -41,6 +42,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_NESTED_FLUSH,
 	MEMFD_HOOK_BATCHED_FLUSH,
 	MEMFD_HOOK_PINS,
+	MEMFD_HOOK_MARK,
 	MEMFD_HOOK_FLIGHT,
 	MEMFD_HOOK_WRITE,
 	MEMFD_HOOK_PUNCH,
@@ -55,6 +57,7 @@ enum memfd_debug_hook {
 /**
  * enum memfd_debug_delay - windows that can be made wider
  * @MEMFD_DELAY_FAULT: Between a fault's question and its page table lock.
+ * @MEMFD_DELAY_PINS: memfd_protect() between its look for pins and its flight.
  * @MEMFD_DELAY_FLIGHT: memfd_protect() between its walk and its decision.
  * @MEMFD_DELAY_REMOTE: Between a remote access's page and its copy.
  * @MEMFD_DELAY_ENQUEUE: Between a writer's question and its event.
@@ -62,6 +65,7 @@ enum memfd_debug_hook {
  */
 enum memfd_debug_delay {
 	MEMFD_DELAY_FAULT,
+	MEMFD_DELAY_PINS,
 	MEMFD_DELAY_FLIGHT,
 	MEMFD_DELAY_REMOTE,
 	MEMFD_DELAY_ENQUEUE,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What page faults and system calls ask before they change a memfd: go on, wait,
- * or fail. All writers come through here, and nowhere else is it decided.
+ * What page faults ask before they change a memfd: go on, wait, or fail. System calls
+ * ask in mm/memfd_write.c, kernel code that holds pages in mm/memfd_pin.c.
  *
  * Invariant W. While memfd_protect.modes says that a page is protected, no
  * page-table entry that maps it is writable or becomes so. Who protects stores
@@ -28,11 +28,13 @@
  * Invariant S. Who waits holds no lock. A fault drops its mmap or VMA lock and
  * returns VM_FAULT_RETRY, a system call drops inode_lock() and checks anew.
  *
- * A fault that meets a memfd_protect() under way, whose outcome is open, sleeps
- * until it is settled, so that a memfd_protect() that fails has not been noticed
- * by anyone. System calls are kept out by inode_lock().
+ * A memfd_protect() whose outcome is open is not acted upon, see "the flight" in
+ * mm/memfd_state.c. A fault that meets one lets go of its locks and comes back; the
+ * second time, or if it cannot come back, it keeps them: the wait is for one walk
+ * and a few milliseconds, and takes no lock that a fault may hold. System calls
+ * are kept out by inode_lock().
  *
- * Locks: mmap or VMA lock, or inode_lock() -> memfd_protect.lock ->
+ * Locks: mmap or VMA lock -> memfd_protect.flight.settled -> memfd_protect.lock ->
  * memfd_waiters.lock. Under a page table lock only RCU.
  */
 
@@ -63,32 +65,132 @@ static bool page_protected(struct memfd_protect *mp, pgoff_t index)
 	return memfd_mode_at(mp, index) != MEMFD_MODE_NONE;
 }
 
-/*
- * Faults
+/* What a fault is told. */
+enum fault_answer {
+	FAULT_GO_ON,
+	FAULT_DENIED,
+	FAULT_WAITS,		/* for its event */
+	FAULT_IN_FLIGHT,	/* comes back when that is settled */
+};
+
+/**
+ * struct fault_question - a fault on a page that is, or just was, protected
+ * @writer: Who asks.
+ * @exits: Whether a WAIT page is not to stop it, see exit_goes_through().
+ * @reported: Whether it went through one.
+ * @answer: What it is told.
  */
+struct fault_question {
+	struct memfd_writer writer;
+	bool exits;
+	bool reported;
+	enum fault_answer answer;
+};
 
 /*
- * A denied writer in the kernel gets its error when the fault is tried again,
- * because an error cannot be returned once the mmap lock is released. A first
- * try has nothing to do with what was denied before.
+ * An exiting task writes to user memory once more: robust futexes, and the word
+ * that pthread_join() waits for. A lost robust mutex is worse than a changed lock
+ * word, so unless that may wait, it goes through and is reported.
  */
-static bool fault_was_denied(struct vm_fault *vmf)
+static bool exit_goes_through(struct memfd_protect *mp)
 {
-	unsigned long denied = current->memfd_denied;
-
-	if (likely(!denied))
+	if (!(current->flags & PF_EXITING))
 		return false;
-	current->memfd_denied = 0;
-	return (vmf->flags & FAULT_FLAG_TRIED) && denied == (vmf->address | 1);
+	return !READ_ONCE(mp->kernel) || (current->flags & PF_SIGNALED) ||
+	       fatal_signal_pending(current);
 }
 
-static void fault_deny(struct vm_fault *vmf)
+/* Called with mp->lock held, with nothing of the page in flight. */
+static int fault_answer(struct memfd_protect *mp, void *arg,
+			struct memfd_ranges_pool *pool)
 {
-	if (vmf->flags & FAULT_FLAG_USER)
-		force_sig_fault(SIGBUS, BUS_ADRERR,
-				(void __user *)vmf->real_address);
-	else
-		current->memfd_denied = vmf->address | 1;
+	struct fault_question *question = arg;
+	struct memfd_writer *writer = &question->writer;
+	struct memfd_span span = { writer->first, writer->last };
+
+	question->answer = FAULT_GO_ON;
+	switch (memfd_ranges_get(&mp->modes, writer->first)) {
+	case MEMFD_MODE_ASYNC:
+		return memfd_state_log(mp, writer, pool);
+	case MEMFD_MODE_DENY:
+		memfd_state_trace_caught(mp, writer, MEMFD_MODE_DENY);
+		question->answer = FAULT_DENIED;
+		return 0;
+	case MEMFD_MODE_WAIT:
+		break;
+	default:
+		return 0;
+	}
+
+	memfd_state_trace_caught(mp, writer, MEMFD_MODE_WAIT);
+	if (!question->exits) {
+		question->answer = FAULT_WAITS;
+		return 0;
+	}
+	if (memfd_state_unprotect(mp, &span, BIT(MEMFD_MODE_WAIT), pool))
+		return -ENOMEM;
+	memfd_waiters_recheck(mp, span.first, span.last, false);
+	question->reported = true;
+	return 0;
+}
+
+static int fault_put_question(struct memfd_protect *mp,
+			      struct fault_question *question)
+{
+	pgoff_t index = question->writer.first;
+	int err;
+
+	/* No signal keeps an exiting task from going through. */
+	err = memfd_state_change(mp, index, index, question->exits ?
+				 TASK_UNINTERRUPTIBLE : TASK_KILLABLE,
+				 fault_answer, question);
+	if (!err && question->reported)
+		memfd_waiters_report(&mp->waiters, &question->writer);
+	return err;
+}
+
+/*
+ * Asks, with the mmap or VMA lock held. A fault that can come back does not wait
+ * for a flight here, but only once: the semaphore is fair, and who lets go of its
+ * place each time would lose its turn each time.
+ */
+static vm_fault_t fault_ask(struct vm_fault *vmf, struct memfd_protect *mp,
+			    struct fault_question *question)
+{
+	bool comes_back = (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) ||
+			  fault_flag_allow_retry_first(vmf->flags);
+	pgoff_t index = vmf->pgoff;
+	int err;
+
+	*question = (struct fault_question) {
+		.writer = {
+			.first = index,
+			.last = index,
+			.type = MEMFD_EVENT_FAULT,
+			.flags = vmf->flags & FAULT_FLAG_USER ?
+				 0 : MEMFD_EVENT_F_KERNEL,
+		},
+		.exits = exit_goes_through(mp),
+		.answer = FAULT_IN_FLIGHT,
+	};
+	if (comes_back) {
+		if (!memfd_flight_trylock(mp, index, index))
+			return 0;
+		mutex_unlock(&mp->lock);
+	}
+	err = fault_put_question(mp, question);
+	if (err)
+		return err == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
+	return 0;
+}
+
+static bool fault_may_wait(struct memfd_protect *mp, unsigned int flags)
+{
+	if (current->flags & (PF_KTHREAD | PF_DUMPCORE))
+		return false;
+	if (!(flags & FAULT_FLAG_USER) && !READ_ONCE(mp->kernel))
+		return false;
+	return flags & FAULT_FLAG_ALLOW_RETRY;
 }
 
 /*
@@ -103,21 +205,19 @@ static unsigned int fault_sleep_state(unsigned int flags)
 	return TASK_KILLABLE | TASK_FREEZABLE_UNSAFE;
 }
 
-static bool fault_may_wait(struct memfd_protect *mp, unsigned int flags)
-{
-	if (current->flags & (PF_KTHREAD | PF_EXITING | PF_DUMPCORE))
-		return false;
-	if (!(flags & FAULT_FLAG_USER) && !READ_ONCE(mp->kernel))
-		return false;
-	return flags & FAULT_FLAG_ALLOW_RETRY;
-}
-
+/*
+ * Sleeps on the event of the page. An error cannot be returned once the mmap lock
+ * is released: who is denied in kernel mode finds a note when it comes back.
+ */
 static vm_fault_t fault_wait(struct vm_fault *vmf, struct memfd_protect *mp,
-			     struct memfd_writer *writer)
+			     struct fault_question *question)
 {
+	struct memfd_writer *writer = &question->writer;
+	bool tried = vmf->flags & FAULT_FLAG_TRIED;
 	int err;
 
-	memfd_state_trace_caught(mp, writer, MEMFD_MODE_WAIT);
+	if (memfd_waiters_was_denied(&mp->waiters, writer, tried))
+		return VM_FAULT_SIGBUS;
 	if (!fault_may_wait(mp, vmf->flags)) {
 		memfd_waiters_report(&mp->waiters, writer);
 		return VM_FAULT_SIGBUS;
@@ -131,124 +231,71 @@ static vm_fault_t fault_wait(struct vm_fault *vmf, struct memfd_protect *mp,
 	release_fault_lock(vmf);
 	memfd_delay(ENQUEUE);
 	err = memfd_waiters_wait(mp, writer);
-	if (err == -EPERM)
-		fault_deny(vmf);
+	if (err == -EPERM && (vmf->flags & FAULT_FLAG_USER))
+		force_sig_fault(SIGBUS, BUS_ADRERR,
+				(void __user *)vmf->real_address);
 	else if (err == -ENOMEM)
 		/* The caller comes back; let others free memory. */
 		schedule_timeout_killable(1);
+	if (err == -ERESTARTSYS && (current->flags & PF_EXITING)) {
+		/* It has waited for long enough. */
+		question->exits = true;
+		fault_put_question(mp, question);
+	}
 	memfd_state_put(mp);
 	return VM_FAULT_RETRY;
 }
 
-/*
- * Sleeps until the memfd_protect() that was under way at @seq is settled. A fault
- * that cannot drop its lock keeps it: memfd_protect() does not need it, and takes
- * a bounded time. Returns 0 to ask again.
- */
-static vm_fault_t fault_settle(struct vm_fault *vmf, struct memfd_protect *mp,
-			       unsigned int seq)
+static vm_fault_t fault_settle(struct vm_fault *vmf, struct memfd_protect *mp)
 {
-	unsigned int state = fault_sleep_state(vmf->flags);
-
 	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
 		return VM_FAULT_RETRY;
-	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
-		return wait_event_state(mp->flight.settled,
-					READ_ONCE(mp->flight.seq) != seq,
-					TASK_KILLABLE) ? VM_FAULT_SIGBUS : 0;
 	kref_get(&mp->ref);
 	release_fault_lock(vmf);
-	wait_event_state(mp->flight.settled,
-			 READ_ONCE(mp->flight.seq) != seq, state);
+	memfd_flight_wait(mp);
 	memfd_state_put(mp);
 	return VM_FAULT_RETRY;
 }
 
-/*
- * Reads the mode of a page, and whether it is settled. memfd_protect() makes
- * flight.seq odd before it stores modes, and even when it has stored the final
- * ones; so a mode that was read with the same @seq before and after is
- * final if @seq is even, and open only within the range if it is odd.
- */
-static enum memfd_mode mode_settled(struct memfd_protect *mp, pgoff_t index,
-				    unsigned int *seq, bool *open)
+/* Does what the fault was told. Nothing but the mmap or VMA lock is held. */
+static vm_fault_t fault_obey(struct vm_fault *vmf, struct memfd_protect *mp,
+			     struct fault_question *question)
 {
-	enum memfd_mode mode;
-
-	do {
-		/* flight.seq is read before the limits and the mode are. */
-		*seq = smp_load_acquire(&mp->flight.seq);
-		mode = memfd_mode_at(mp, index);
-		*open = (*seq & 1) && mode != MEMFD_MODE_NONE &&
-			index >= READ_ONCE(mp->flight.first) &&
-			index <= READ_ONCE(mp->flight.last);
-		/* The mode and the limits are read before flight.seq is again. */
-		smp_rmb();
-	} while (READ_ONCE(mp->flight.seq) != *seq);
-	return mode;
-}
-
-/* A fault on a page that is, or just was, protected. */
-static noinline vm_fault_t fault_caught(struct vm_fault *vmf,
-					struct memfd_protect *mp)
-{
-	struct memfd_writer writer = {
-		.first = vmf->pgoff,
-		.last = vmf->pgoff,
-		.type = MEMFD_EVENT_FAULT,
-		.flags = vmf->flags & FAULT_FLAG_USER ? 0 : MEMFD_EVENT_F_KERNEL,
-	};
-	enum memfd_mode mode;
-	unsigned int seq;
-	vm_fault_t ret;
-	bool open;
-	int err;
-
-again:
-	mode = mode_settled(mp, vmf->pgoff, &seq, &open);
-	if (open && memfd_hook(FLIGHT)) {
-		ret = fault_settle(vmf, mp, seq);
-		if (ret)
-			return ret;
-		goto again;
-	}
-
-	switch (mode) {
-	case MEMFD_MODE_WAIT:
-		return fault_wait(vmf, mp, &writer);
-	case MEMFD_MODE_DENY:
-		memfd_state_trace_caught(mp, &writer, mode);
+	switch (question->answer) {
+	case FAULT_DENIED:
 		return VM_FAULT_SIGBUS;
-	case MEMFD_MODE_ASYNC:
-		err = memfd_state_log(mp, &writer);
-		if (err == -EAGAIN)
-			goto again;
-		if (err)
-			return VM_FAULT_OOM;
-		break;
-	case MEMFD_MODE_NONE:
+	case FAULT_WAITS:
+		return fault_wait(vmf, mp, question);
+	case FAULT_IN_FLIGHT:
+		return fault_settle(vmf, mp);
+	case FAULT_GO_ON:
 		break;
 	}
+	memfd_delay(FAULT);
 	return 0;
 }
 
 vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vmf->vma);
+	struct fault_question question = { .answer = FAULT_GO_ON };
 	vm_fault_t ret = 0;
 
 	/* The fault of a guest, which has asked in its own name. */
 	if (ptshare_host(vmf->vma))
 		return memfd_mode_at(mp, vmf->pgoff) == MEMFD_MODE_NONE ?
 		       0 : VM_FAULT_NOPAGE;
-	if (fault_was_denied(vmf))
-		return VM_FAULT_SIGBUS;
 	/* What is in flight does not matter where nothing is protected. */
 	if (memfd_mode_at(mp, vmf->pgoff) != MEMFD_MODE_NONE)
-		ret = fault_caught(vmf, mp);
-	if (!ret)
-		memfd_delay(FAULT);
-	return ret;
+		ret = fault_ask(vmf, mp, &question);
+	return ret ?: fault_obey(vmf, mp, &question);
+}
+
+bool __memfd_protect_may_wait(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
+
+	return vma && vma_memfd_protect(vma) && !fatal_signal_pending(current);
 }
 
 /*
@@ -291,10 +338,31 @@ static void wp_fault_around(struct vm_fault *vmf, struct memfd_protect *mp)
 	rcu_read_unlock();
 }
 
+/*
+ * The page table, locked again, if the entry is still what the fault was about. No
+ * reference kept the page meanwhile, which could not be migrated then. An entry
+ * that is the same maps the same page, if perhaps in another folio.
+ */
+static bool wp_relock(struct vm_fault *vmf, struct memfd_protect *mp,
+		      struct folio *folio)
+{
+	vmf->pte = pte_offset_map_lock(vmf->vma->vm_mm, vmf->pmd, vmf->address,
+				       &vmf->ptl);
+	if (!vmf->pte)
+		return false;
+	if (pte_same(ptep_get(vmf->pte), vmf->orig_pte) &&
+	    page_folio(vmf->page) == folio &&
+	    (!page_protected(mp, vmf->pgoff) || !memfd_hook(WP_RECHECK)))
+		return true;
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+	return false;
+}
+
 vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vmf->vma);
 	struct folio *folio = page_folio(vmf->page);
+	struct fault_question question;
 	vm_fault_t ret;
 
 	if (!page_protected(mp, vmf->pgoff)) {
@@ -302,24 +370,18 @@ vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf)
 		return 0;
 	}
 
-	/* The entry must still mean the same page when it is compared below. */
-	folio_get(folio);
-	pte_unmap_unlock(vmf->pte, vmf->ptl);
-	ret = __memfd_protect_fault(vmf);
-	if (ret)
-		goto out;
-	vmf->pte = pte_offset_map_lock(vmf->vma->vm_mm, vmf->pmd, vmf->address,
-				       &vmf->ptl);
-	if (vmf->pte) {
-		if (pte_same(ptep_get(vmf->pte), vmf->orig_pte) &&
-		    (!page_protected(mp, vmf->pgoff) ||
-		     !memfd_hook(WP_RECHECK)))
-			goto out;
+	/* The fault of a guest, which will ask again in its own name. */
+	if (ptshare_host(vmf->vma)) {
 		pte_unmap_unlock(vmf->pte, vmf->ptl);
+		return VM_FAULT_NOPAGE;
 	}
-	ret = VM_FAULT_NOPAGE;
-out:
-	folio_put(folio);
+
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+	ret = fault_ask(vmf, mp, &question);
+	if (!ret)
+		ret = fault_obey(vmf, mp, &question);
+	if (!ret && !wp_relock(vmf, mp, folio))
+		ret = VM_FAULT_NOPAGE;
 	return ret;
 }
 

@@ -15,22 +15,12 @@
  *  - DMA and the like: pages with a pin are waited for, for as long as memfd
  *    sealing waits, and then the call fails with EBUSY.
  *
- * A call that fails changes nothing. Until the outcome is known the range is in
- * flight: its new modes are stored so that they can be taken back, faults that
- * meet them sleep until they are settled, and everybody else who changes
- * modes of the range waits too. There is at most one flight for a file, because
- * memfd_protect() and the scan hold inode_lock().
+ * A call that fails changes nothing: it looks for pins before it protects anything,
+ * and until the outcome is known the range is in flight (mm/memfd_state.c).
  *
- * Locking:
- *
- *   inode_lock()		memfd_protect(PROT_READ), SCAN
- *     memfd_protect.lock	modes, log, flight; all changes
- *       memfd_waiters.lock	pending events
- *     i_mmap_rwsem, page table lock	the walk; memfd_protect.lock is not held
- *
- * Relaxing (memfd_protect(PROT_READ | PROT_WRITE), RESOLVE, close) does without
- * inode_lock(), which a write(2) may hold for as long as its source takes to
- * fault in.
+ * Locking: see mm/memfd_state.c. Relaxing (memfd_protect(PROT_READ | PROT_WRITE),
+ * RESOLVE, close) does without inode_lock(), which a write(2) may hold for as long
+ * as its source takes to fault in.
  */
 
 #include <linux/capability.h>
@@ -52,9 +42,6 @@
 
 #include <trace/events/memfd_protect.h>
 
-/* As mm/memfd.c: five looks, with sleeps in between of about 150 ms together. */
-#define PIN_LAST_SCAN	4
-
 /*
  * The system call
  */
@@ -71,120 +58,82 @@ static enum memfd_mode mode_of(unsigned int flags)
 	}
 }
 
-/* Waits for pins that come and go, for about 150 ms. */
-static int wait_for_pins(struct memfd_protect *mp,
-			 struct address_space *mapping,
-			 const struct memfd_span *span)
+/*
+ * One attempt: stores the modes, takes write access away, and has a look at pins.
+ * Fails with -EAGAIN if there were some, with all as before.
+ */
+static int try_protect(struct memfd_protect *mp, const struct memfd_span *span,
+		       enum memfd_mode mode, unsigned int round)
 {
-	struct memfd_span pinned = *span;
-	unsigned int scan;
-	bool references;
-
-	/* Pairs with the one in __memfd_protect_got_pages(). */
-	smp_mb();
-	references = READ_ONCE(mp->got_pages) && memfd_hook(GOT_PAGES);
-	/* Folios on their way to the LRU lists have a reference more. */
-	if (references)
-		lru_add_drain_all();
-	for (scan = 0; memfd_walk_pinned(mapping, &pinned, references);
-	     scan++) {
-		if (scan > PIN_LAST_SCAN)
-			return -EBUSY;
-		if (schedule_timeout_killable((HZ << scan) / 200))
-			if (fatal_signal_pending(current))
-				return -EINTR;
-		/* What was before the pinned page has been looked at. */
-		pinned.last = span->last;
-	}
-	return 0;
-}
-
-static void drop_log(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
-{
-	memfd_ranges_set(&mp->log, first, last, 0);
-	if (memfd_ranges_empty(&mp->log))
-		memfd_waiters_drop_dirty(&mp->waiters);
-}
-
-/* Stores the new modes so that they can be taken back. */
-static int protect_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
-			 enum memfd_mode mode)
-{
-	int err = 0;
-
-	mutex_lock(&mp->lock);
-	if (mode != MEMFD_MODE_DENY && !mp->waiters.open) {
-		err = -ENXIO;
-		goto unlock;
-	}
-	memfd_flight_begin(mp, first, last);
-	err = memfd_ranges_try_set(&mp->modes, first, last, mode,
-				   GFP_KERNEL_ACCOUNT);
-	if (err)
-		memfd_flight_end(mp);
-unlock:
-	mutex_unlock(&mp->lock);
-	return err;
-}
-
-static void protect_end(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
-			bool keep)
-{
-	mutex_lock(&mp->lock);
-	memfd_ranges_try_end(&mp->modes, keep);
-	if (keep) {
-		/* Not earlier: the log may have folded since. */
-		memfd_ranges_prepare(&mp->log, first, last, 0,
-				     GFP_KERNEL_ACCOUNT | __GFP_NOFAIL);
-		drop_log(mp, first, last);
-	}
-	memfd_flight_end(mp);
-	mutex_unlock(&mp->lock);
-	/* It is not a WAIT range any more, or was one only for a moment. */
-	memfd_waiters_recheck(mp, first, last);
-}
-
-static int protect(struct memfd_protect *mp, struct inode *inode,
-		   pgoff_t first, pgoff_t last, enum memfd_mode mode)
-{
-	struct memfd_span span = { .first = first, .last = last };
-	struct address_space *mapping = inode->i_mapping;
+	struct inode *inode = mp->inode;
 	int err;
 
 	if (down_write_killable(&inode->i_rwsem))
 		return -EINTR;
-	err = protect_begin(mp, first, last, mode);
+	err = memfd_flight_begin(mp, span->first, span->last, mode);
 	if (err)
 		goto unlock;
-	err = memfd_walk_protect(mapping, &span, 1);
+	err = memfd_walk_protect(inode->i_mapping, span, 1);
 	memfd_delay(FLIGHT);
 	if (!err)
-		err = wait_for_pins(mp, mapping, &span);
-	protect_end(mp, first, last, !err);
+		err = memfd_pin_settle(mp, span->first, span->last, round);
+	memfd_flight_end(mp, mode, !err);
 unlock:
 	inode_unlock(inode);
 	return err;
 }
 
-static int unprotect(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+/*
+ * Pins that stay make it fail before anybody could notice. Those that were taken
+ * since then are few, and an attempt that meets them ends soon, for the sake of
+ * those who wait for it; the next one begins when they have had their turn. After
+ * some of them the attempts become longer, so that it comes to an end.
+ */
+static int protect(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+		   enum memfd_mode mode)
 {
-	int err = memfd_flight_lock(mp, first, last, TASK_KILLABLE);
+	struct memfd_span span = { first, last };
+	unsigned int round = 0;
+	int err;
 
+	if (mode != MEMFD_MODE_DENY && !READ_ONCE(mp->waiters.open))
+		return -ENXIO;
+	do {
+		err = memfd_pin_wait(mp, first, last);
+		memfd_delay(PINS);
+		if (!err)
+			err = try_protect(mp, &span, mode, round++);
+		cond_resched();
+	} while (err == -EAGAIN);
+	return err;
+}
+
+/* What it does not change, the log, is for a last scan. */
+static int unprotect_locked(struct memfd_protect *mp, void *arg,
+			    struct memfd_ranges_pool *pool)
+{
+	const struct memfd_span *span = arg;
+	int err;
+
+	err = memfd_ranges_prepare(&mp->modes, span->first, span->last,
+				   MEMFD_MODE_NONE, pool);
+	if (!err)
+		err = memfd_ranges_prepare(&mp->async, span->first, span->last,
+					   0, pool);
 	if (err)
 		return err;
-	err = memfd_ranges_prepare(&mp->modes, first, last, MEMFD_MODE_NONE,
-				   GFP_KERNEL_ACCOUNT);
-	if (!err)
-		err = memfd_ranges_prepare(&mp->log, first, last, 0,
-					   GFP_KERNEL_ACCOUNT);
-	if (!err) {
-		memfd_ranges_set(&mp->modes, first, last, MEMFD_MODE_NONE);
-		drop_log(mp, first, last);
-	}
-	mutex_unlock(&mp->lock);
-	if (!err)
-		memfd_waiters_wake(&mp->waiters, first, last);
-	return err;
+	memfd_ranges_set(&mp->modes, span->first, span->last, MEMFD_MODE_NONE);
+	memfd_ranges_set(&mp->async, span->first, span->last, 0);
+	memfd_waiters_recheck(mp, span->first, span->last, false);
+	return 0;
+}
+
+static int unprotect(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+{
+	struct memfd_span span = { first, last };
+
+	return memfd_state_change(mp, first, last, TASK_KILLABLE,
+				  unprotect_locked, &span);
 }
 
 /* Arguments to page offsets, or -EINVAL. */
@@ -271,8 +220,7 @@ SYSCALL_DEFINE5(memfd_protect, int, fd, loff_t, offset, size_t, length,
 	if (prot & PROT_WRITE)
 		err = unprotect(mp, first, last);
 	else
-		err = protect(mp, file_inode(fd_file(f)), first, last,
-			      mode_of(flags));
+		err = protect(mp, first, last, mode_of(flags));
 	trace_memfd_protect_set(mp->dev, mp->ino, offset, length,
 				prot & PROT_WRITE ? -1 : (int)flags, err);
 out:
@@ -345,6 +293,7 @@ void memfd_protect_release_notify(struct memfd_protect *mp)
 
 	memfd_flight_lock(mp, 0, MEMFD_RANGES_LAST, TASK_UNINTERRUPTIBLE);
 	memfd_ranges_translate(&mp->modes, only_deny);
+	memfd_ranges_destroy(&mp->async);
 	memfd_ranges_destroy(&mp->log);
 	memfd_waiters_close(&mp->waiters);
 	mutex_unlock(&mp->lock);
@@ -406,39 +355,44 @@ wait_queue_head_t *memfd_protect_readers(struct memfd_protect *mp)
 	return &mp->waiters.readers;
 }
 
+/**
+ * struct resolution - an event that is allowed
+ * @cookie: The event's.
+ * @span: Its pages.
+ * @nr: Writers that wait for it.
+ */
+struct resolution {
+	u64 cookie;
+	struct memfd_span span;
+	unsigned int nr;
+};
+
 /* The event's WAIT pages become writable, and its writers go on. */
-static int resolve_allow(struct memfd_protect *mp, u64 cookie,
-			 struct memfd_span *span, unsigned int *nr)
+static int allow_locked(struct memfd_protect *mp, void *arg,
+			struct memfd_ranges_pool *pool)
 {
-	pgoff_t first, last;
+	struct resolution *res = arg;
 	int err;
 
-	if (!memfd_waiters_find(&mp->waiters, cookie, span, nr))
-		return -ENOENT;
-	err = memfd_flight_lock(mp, span->first, span->last, TASK_KILLABLE);
-	if (err)
-		return err;
 	/* Only now is the answer final: others may have resolved it. */
-	if (!memfd_waiters_find(&mp->waiters, cookie, span, nr)) {
-		err = -ENOENT;
-		goto unlock;
-	}
-	first = span->first;
-	last = span->last;
-	while (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_WAIT), &first,
-				 &last)) {
-		err = memfd_ranges_prepare(&mp->modes, first, last,
-					   MEMFD_MODE_NONE, GFP_KERNEL_ACCOUNT);
-		if (err)
-			goto unlock;
-		memfd_ranges_set(&mp->modes, first, last, MEMFD_MODE_NONE);
-		first = last + 1;
-		last = span->last;
-	}
-	memfd_waiters_wake(&mp->waiters, span->first, span->last);
-unlock:
-	mutex_unlock(&mp->lock);
+	if (!memfd_waiters_find(&mp->waiters, res->cookie, &res->span,
+				&res->nr))
+		return -ENOENT;
+	err = memfd_state_unprotect(mp, &res->span, BIT(MEMFD_MODE_WAIT), pool);
+	/* If memory ran out, a part of it was. The event is found again. */
+	if (!err)
+		memfd_waiters_recheck(mp, res->span.first, res->span.last,
+				      false);
 	return err;
+}
+
+static int resolve_allow(struct memfd_protect *mp, struct resolution *res)
+{
+	if (!memfd_waiters_find(&mp->waiters, res->cookie, &res->span,
+				&res->nr))
+		return -ENOENT;
+	return memfd_state_change(mp, res->span.first, res->span.last,
+				  TASK_KILLABLE, allow_locked, res);
 }
 
 /**
@@ -452,69 +406,116 @@ unlock:
  */
 int memfd_protect_resolve(struct memfd_protect *mp, u64 cookie, bool allow)
 {
-	struct memfd_span span;
-	unsigned int nr;
+	struct resolution res = { .cookie = cookie };
 	int err;
 
 	if (allow)
-		err = resolve_allow(mp, cookie, &span, &nr);
+		err = resolve_allow(mp, &res);
 	else
-		err = memfd_waiters_deny(&mp->waiters, cookie, &span, &nr) ?
-		      0 : -ENOENT;
+		err = memfd_waiters_deny(&mp->waiters, cookie, &res.span,
+					 &res.nr) ? 0 : -ENOENT;
 	if (!err)
 		trace_memfd_protect_resolve(mp->dev, mp->ino, cookie,
-					    memfd_offset(span.first),
-					    memfd_length(span.first, span.last),
+					    memfd_offset(res.span.first),
+					    memfd_length(res.span.first,
+							 res.span.last),
 					    allow ? MEMFD_RESOLVE_ALLOW :
-						    MEMFD_RESOLVE_DENY, nr);
+						    MEMFD_RESOLVE_DENY, res.nr);
 	return err;
 }
 
-/* Takes a range out of the log and protects it again. mp->lock is held. */
-static int scan_take(struct memfd_protect *mp, const struct memfd_span *span)
-{
-	int err;
+/*
+ * The scan
+ */
 
-	err = memfd_ranges_prepare(&mp->modes, span->first, span->last,
-				   MEMFD_MODE_ASYNC, GFP_KERNEL_ACCOUNT);
-	if (!err)
-		err = memfd_ranges_prepare(&mp->log, span->first, span->last,
-					   0, GFP_KERNEL_ACCOUNT);
-	if (err)
-		return err;
-	memfd_ranges_set(&mp->modes, span->first, span->last,
-			 MEMFD_MODE_ASYNC);
-	memfd_ranges_set(&mp->log, span->first, span->last, 0);
-	return 0;
+/* Makes pages ASYNC again that are NONE because they were logged. */
+static int reprotect(struct memfd_protect *mp, const struct memfd_span *span,
+		     struct memfd_ranges_pool *pool)
+{
+	pgoff_t first = span->first, last = span->last;
+	int err = 0;
+
+	while (!err && memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_NONE),
+					 &first, &last)) {
+		err = memfd_state_set(&mp->modes, first, last,
+				      MEMFD_MODE_ASYNC, pool);
+		first = last + 1;
+		last = span->last;
+	}
+	return err;
+}
+
+/* Takes a range out of the log. What has another mode by now keeps that. */
+static int scan_take(struct memfd_protect *mp, const struct memfd_span *span,
+		     struct memfd_ranges_pool *pool)
+{
+	struct memfd_span run = *span;
+	int err = 0;
+
+	while (!err && memfd_ranges_find(&mp->async, BIT(1), &run.first,
+					 &run.last)) {
+		err = reprotect(mp, &run, pool);
+		run.first = run.last + 1;
+		run.last = span->last;
+	}
+	return err ?: memfd_state_set(&mp->log, span->first, span->last, 0,
+				      pool);
+}
+
+/**
+ * struct scan - one look for the next range
+ * @span: In: where to look. Out: the range.
+ * @take: Take it.
+ * @found: Whether there is one.
+ */
+struct scan {
+	struct memfd_span span;
+	bool take;
+	bool found;
+};
+
+static int scan_locked(struct memfd_protect *mp, void *arg,
+		       struct memfd_ranges_pool *pool)
+{
+	struct scan *scan = arg;
+
+	/* If memory runs out, what was found once is found again. */
+	scan->found = memfd_ranges_find(&mp->log, BIT(1), &scan->span.first,
+					&scan->span.last);
+	if (!scan->found || !scan->take)
+		return 0;
+	memfd_waiters_scanned(&mp->waiters);
+	return scan_take(mp, &scan->span, pool);
+}
+
+static void log_shrunk(struct memfd_protect *mp)
+{
+	mutex_lock(&mp->lock);
+	memfd_state_log_shrunk(mp);
+	mutex_unlock(&mp->lock);
 }
 
 /* The next ranges of the log from @start to @last, at most @nr. */
 static int scan_log(struct memfd_protect *mp, pgoff_t start, pgoff_t last,
 		    struct memfd_span *spans, unsigned int nr, bool take)
 {
+	struct scan scan = { .take = take };
 	unsigned int n = 0;
 	int err = 0;
 
-	mutex_lock(&mp->lock);
 	while (n < nr) {
-		struct memfd_span *span = &spans[n];
-
-		span->first = start;
-		span->last = last;
-		if (!memfd_ranges_find(&mp->log, BIT(1), &span->first,
-				       &span->last))
+		scan.span.first = start;
+		scan.span.last = last;
+		err = memfd_state_change(mp, start, last, TASK_KILLABLE,
+					 scan_locked, &scan);
+		if (err || !scan.found)
 			break;
-		if (take)
-			err = scan_take(mp, span);
-		if (err)
-			break;
-		start = span->last + 1;
-		n++;
+		start = scan.span.last + 1;
+		spans[n++] = scan.span;
 		cond_resched();
 	}
-	if (take && memfd_ranges_empty(&mp->log))
-		memfd_waiters_drop_dirty(&mp->waiters);
-	mutex_unlock(&mp->lock);
+	if (take && n)
+		log_shrunk(mp);
 	/* What was found before memory ran out is worth returning. */
 	return n ?: err;
 }
@@ -525,17 +526,18 @@ static void scan_keep_pinned(struct memfd_protect *mp,
 {
 	struct memfd_span pinned = *span;
 
-	/* Pairs with the one in __memfd_protect_got_pages(). */
-	smp_mb();
-	while (pinned.first <= span->last &&
-	       memfd_walk_pinned(mp->inode->i_mapping, &pinned,
-				 READ_ONCE(mp->got_pages))) {
-		mutex_lock(&mp->lock);
-		memfd_state_unlog(mp, &pinned, false);
-		mutex_unlock(&mp->lock);
+	while (pinned.first <= span->last && memfd_pin_find(mp, &pinned)) {
+		memfd_state_unlog(mp, &pinned);
 		pinned.first = pinned.last + 1;
 		pinned.last = span->last;
 	}
+}
+
+static int tell_dirty(struct memfd_protect *mp, void *arg,
+		      struct memfd_ranges_pool *pool)
+{
+	memfd_waiters_tell_dirty(&mp->waiters, arg);
+	return 0;
 }
 
 /**
@@ -546,14 +548,19 @@ static void scan_keep_pinned(struct memfd_protect *mp,
  *
  * Context: May sleep. Never fails.
  */
-void memfd_protect_unscan(struct memfd_protect *mp,
-			  const struct memfd_span *spans, unsigned int nr)
+void memfd_protect_unscan(struct memfd_protect *mp, struct memfd_span *spans,
+			  unsigned int nr)
 {
+	struct memfd_writer writer;
+
 	for (; nr--; spans++) {
-		memfd_flight_lock(mp, spans->first, spans->last,
-				  TASK_UNINTERRUPTIBLE);
-		memfd_state_unlog(mp, spans, true);
-		mutex_unlock(&mp->lock);
+		memfd_state_unlog(mp, spans);
+		writer = (struct memfd_writer) {
+			.first = spans->first,
+			.last = spans->last,
+		};
+		memfd_state_change(mp, spans->first, spans->last,
+				   TASK_UNINTERRUPTIBLE, tell_dirty, &writer);
 	}
 }
 
@@ -601,20 +608,37 @@ int memfd_protect_scan(struct memfd_protect *mp, pgoff_t start, pgoff_t last,
  * What /proc/PID/fdinfo shows
  */
 
-static void count_runs(struct memfd_ranges *ranges, unsigned int value,
-		       unsigned long *runs, unsigned long *pages)
-{
-	pgoff_t first = 0, last = MEMFD_RANGES_LAST;
+/**
+ * struct tally - what is in a map
+ * @runs: Runs of pages with each value.
+ * @pages: Pages with each value.
+ */
+struct tally {
+	unsigned long runs[MEMFD_RANGES_VALUES];
+	unsigned long pages[MEMFD_RANGES_VALUES];
+};
 
-	*runs = 0;
-	*pages = 0;
-	while (memfd_ranges_find(ranges, BIT(value), &first, &last)) {
-		*pages += last - first + 1;
-		++*runs;
-		first = last + 1;
-		last = MEMFD_RANGES_LAST;
+/*
+ * Without the lock: whoever reads this as often as he likes is in nobody's way. If
+ * there are changes meanwhile, it is right for no one moment.
+ */
+static void count_runs(struct memfd_ranges *map, struct tally *tally)
+{
+	unsigned int value, before = 0;
+	pgoff_t index = 0, last;
+
+	memset(tally, 0, sizeof(*tally));
+	do {
+		rcu_read_lock();
+		value = memfd_ranges_get_run(map, index, &last);
+		rcu_read_unlock();
+		if (!index || value != before)
+			tally->runs[value]++;
+		tally->pages[value] += last - index + 1;
+		before = value;
+		index = last + 1;
 		cond_resched();
-	}
+	} while (last < MEMFD_RANGES_LAST && !fatal_signal_pending(current));
 }
 
 /**
@@ -627,21 +651,19 @@ static void count_runs(struct memfd_ranges *ranges, unsigned int value,
 void memfd_protect_show(struct seq_file *m, struct memfd_protect *mp)
 {
 	struct memfd_waiters *waiters = &mp->waiters;
-	unsigned long wait, async, deny, log, pages, log_pages;
+	struct tally modes, log;
 
-	mutex_lock(&mp->lock);
-	count_runs(&mp->modes, MEMFD_MODE_WAIT, &wait, &pages);
-	count_runs(&mp->modes, MEMFD_MODE_ASYNC, &async, &pages);
-	count_runs(&mp->modes, MEMFD_MODE_DENY, &deny, &pages);
-	count_runs(&mp->log, 1, &log, &log_pages);
-	seq_printf(m, "protect_wait:\t%lu\n", wait);
-	seq_printf(m, "protect_async:\t%lu\n", async);
-	seq_printf(m, "protect_deny:\t%lu\n", deny);
-	seq_printf(m, "protect_bytes:\t%zu\n", mp->modes.bytes);
-	seq_printf(m, "log_ranges:\t%lu\n", log);
-	seq_printf(m, "log_pages:\t%lu\n", log_pages);
-	seq_printf(m, "log_bytes:\t%zu\n", mp->log.bytes);
-	mutex_unlock(&mp->lock);
+	count_runs(&mp->modes, &modes);
+	count_runs(&mp->log, &log);
+	seq_printf(m, "protect_wait:\t%lu\n", modes.runs[MEMFD_MODE_WAIT]);
+	seq_printf(m, "protect_async:\t%lu\n", modes.runs[MEMFD_MODE_ASYNC]);
+	seq_printf(m, "protect_deny:\t%lu\n", modes.runs[MEMFD_MODE_DENY]);
+	seq_printf(m, "protect_bytes:\t%zu\n", READ_ONCE(mp->modes.bytes) +
+						READ_ONCE(mp->async.bytes));
+	seq_printf(m, "protect_busy:\t%lld\n", READ_ONCE(mp->busy));
+	seq_printf(m, "log_ranges:\t%lu\n", log.runs[1]);
+	seq_printf(m, "log_pages:\t%lu\n", log.pages[1]);
+	seq_printf(m, "log_bytes:\t%zu\n", READ_ONCE(mp->log.bytes));
 
 	spin_lock(&waiters->lock);
 	seq_printf(m, "waiters:\t%lu\n", waiters->nr_waiters);

@@ -15,7 +15,7 @@
 #include <linux/pid.h>
 #include <linux/rbtree.h>
 #include <linux/refcount.h>
-#include <linux/seqlock.h>
+#include <linux/rwsem.h>
 #include <linux/shmem_fs.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
@@ -42,18 +42,22 @@ enum memfd_mode {
  * struct memfd_pending - an event that reader and resolver know
  * @offsets: Its pages, in &memfd_waiters.by_offset.
  * @by_cookie: In &memfd_waiters.by_cookie.
+ * @by_leaver: In &memfd_waiters.by_leaver, with @leaver.
+ * @leavers: In &memfd_waiters.leavers at the same time.
  * @queue: In &memfd_waiters.queue while it is unread.
  * @wait: Where its writers sleep.
  * @cookie: Its name, 0 if nobody waits for it.
  * @time_ns: CLOCK_MONOTONIC when the first writer was caught.
  * @pid: The first writer's process, holds a reference.
  * @tid: The first writer's thread, holds a reference.
+ * @leaver: The last writer's thread, if it was called away and is expected back.
+ *	    Holds a reference.
  * @refs: One for each writer that sleeps, one for a reader that copies it, one
- *	  for the queue if nobody sleeps.
+ *	  for the queue if nobody sleeps, one for @by_leaver.
  * @waiters: Writers that sleep.
  * @type: MEMFD_EVENT_*.
  * @flags: MEMFD_EVENT_F_*.
- * @verdict: 0 while it is pending. Otherwise it is in no tree and no list, and
+ * @verdict: 0 while it is pending. Otherwise it is in no tree but @by_leaver, and
  *	     its writers go on (MEMFD_VERDICT_RETRY) or fail (_DENY).
  *
  * All fields that change are guarded by &memfd_waiters.lock.
@@ -61,12 +65,15 @@ enum memfd_mode {
 struct memfd_pending {
 	struct interval_tree_node offsets;
 	struct rb_node by_cookie;
+	struct rb_node by_leaver;
+	struct list_head leavers;
 	struct list_head queue;
 	wait_queue_head_t wait;
 	u64 cookie;
 	u64 time_ns;
 	struct pid *pid;
 	struct pid *tid;
+	struct pid *leaver;
 	refcount_t refs;
 	unsigned int waiters;
 	u16 type;
@@ -84,9 +91,14 @@ struct memfd_pending {
  * @by_cookie: The same, by cookie.
  * @reports: Unread events that nobody waits for, by page offset.
  * @queue: Unread events, oldest first.
+ * @by_leaver: Events whose last writer was called away by a signal after they had
+ *	       been read, and notes for writers that will come back and are to fail,
+ *	       by &memfd_pending.leaver. One for each thread at most.
+ * @leavers: The same, oldest first.
  * @readers: Readers and pollers of the event fd.
- * @dirty: The DIRTY event, while it is in @queue.
- * @logged: The log is not empty.
+ * @dirty: The DIRTY event; it has the numbers of a process while it is in @queue.
+ * @told: A DIRTY event was queued since a scan took something, or the log was
+ *	  empty.
  * @open: There is an event fd. Otherwise nobody may sleep.
  * @nr_waiters: Writers that sleep now.
  * @nr_pending: Events in @by_cookie.
@@ -100,9 +112,11 @@ struct memfd_waiters {
 	struct rb_root by_cookie;
 	struct rb_root_cached reports;
 	struct list_head queue;
+	struct rb_root by_leaver;
+	struct list_head leavers;
 	wait_queue_head_t readers;
-	struct memfd_pending *dirty;
-	bool logged;
+	struct memfd_pending dirty;
+	bool told;
 	bool open;
 	unsigned long nr_waiters;
 	unsigned long nr_pending;
@@ -117,19 +131,21 @@ struct memfd_waiters {
  * @inode: The file; only valid for those who hold it by other means.
  * @dev: Device number of @inode, for tracing.
  * @ino: Inode number of @inode, for tracing.
- * @lock: Guards changes of @modes, @log, @flight and of @waiters.open.
+ * @lock: Guards changes of @modes, @async, @log, @flight and of @waiters.open.
  * @modes: enum memfd_mode of every page offset, read under RCU or @lock.
- * @log: 1 for each page that was written in an ASYNC range. Its mode is
- *	 MEMFD_MODE_NONE.
+ * @async: 1 for each page whose last memfd_protect() was ASYNC, likewise.
+ * @log: 1 for each page that was written and not taken by a scan, likewise.
  * @waiters: Pending events and sleeping writers.
- * @flight: memfd_protect() that is under way, see mm/memfd_protect.c.
- * @flight.seq: Odd while there is one. Changed under @lock.
- * @flight.first: First page offset, valid while @flight.seq is odd.
- * @flight.last: Last page offset, likewise.
- * @flight.settled: Those who wait until it is over.
+ * @flight: memfd_protect() that is under way, see mm/memfd_state.c.
+ * @flight.settled: Held for writing by it, and for reading by who waits for it.
+ * @flight.open: Whether there is one, under @lock.
+ * @flight.first: First page offset, under @lock.
+ * @flight.last: Last page offset, under @lock.
  * @kernel: MEMFD_NOTIFY_KERNEL of the event fd.
+ * @pinned: A page was pinned for writing, see mm/memfd_pin.c. Never false again.
  * @got_pages: Somebody got pages to write them, and holds mere references.
  *	       Never false again.
+ * @busy: Where memfd_protect() last found a pin that stays, in bytes, or -1.
  * @rcu: For those who find it through a page.
  */
 struct memfd_protect {
@@ -139,16 +155,19 @@ struct memfd_protect {
 	unsigned long ino;
 	struct mutex lock; /* see above */
 	struct memfd_ranges modes;
+	struct memfd_ranges async;
 	struct memfd_ranges log;
 	struct memfd_waiters waiters;
 	struct {
-		unsigned int seq;
+		struct rw_semaphore settled;
+		bool open;
 		pgoff_t first;
 		pgoff_t last;
-		wait_queue_head_t settled;
 	} flight;
 	bool kernel;
+	bool pinned;
 	bool got_pages;
+	loff_t busy;
 	struct rcu_head rcu;
 };
 
@@ -204,26 +223,24 @@ static inline u64 memfd_length(pgoff_t first, pgoff_t last)
 }
 
 /* mm/memfd_waiters.c */
-struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer,
-					  gfp_t gfp);
-void memfd_pending_put(struct memfd_pending *event);
 void memfd_waiters_init(struct memfd_waiters *waiters);
 void memfd_waiters_open(struct memfd_waiters *waiters);
 void memfd_waiters_close(struct memfd_waiters *waiters);
 int memfd_waiters_wait(struct memfd_protect *mp,
 		       const struct memfd_writer *writer);
+bool memfd_waiters_was_denied(struct memfd_waiters *waiters,
+			      const struct memfd_writer *writer, bool tried);
 void memfd_waiters_report(struct memfd_waiters *waiters,
 			  const struct memfd_writer *writer);
-void memfd_waiters_wake(struct memfd_waiters *waiters, pgoff_t first,
-			pgoff_t last);
 void memfd_waiters_recheck(struct memfd_protect *mp, pgoff_t first,
-			   pgoff_t last);
+			   pgoff_t last, bool denied);
 bool memfd_waiters_find(struct memfd_waiters *waiters, u64 cookie,
 			struct memfd_span *span, unsigned int *nr);
 bool memfd_waiters_deny(struct memfd_waiters *waiters, u64 cookie,
 			struct memfd_span *span, unsigned int *nr);
-void memfd_waiters_set_dirty(struct memfd_waiters *waiters,
-			     struct memfd_pending *event);
+void memfd_waiters_tell_dirty(struct memfd_waiters *waiters,
+			      const struct memfd_writer *writer);
+void memfd_waiters_scanned(struct memfd_waiters *waiters);
 void memfd_waiters_drop_dirty(struct memfd_waiters *waiters);
 struct memfd_pending *memfd_waiters_next(struct memfd_waiters *waiters,
 					 struct memfd_event *record);
@@ -233,26 +250,49 @@ void memfd_waiters_end(struct memfd_waiters *waiters,
 /* mm/memfd_walk.c */
 int memfd_walk_protect(struct address_space *mapping,
 		       const struct memfd_span *spans, unsigned int nr);
-bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span,
-		       bool references);
 
 /* mm/memfd_state.c */
+
+/**
+ * typedef memfd_change_fn - a change for memfd_state_change()
+ * @mp: Protection of the file, its lock held.
+ * @arg: The caller's.
+ * @pool: For memfd_ranges_prepare().
+ */
+typedef int (memfd_change_fn)(struct memfd_protect *mp, void *arg,
+			      struct memfd_ranges_pool *pool);
+
 void memfd_state_put(struct memfd_protect *mp);
-bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
 int memfd_flight_lock(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 		      unsigned int state);
-void memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
-void memfd_flight_end(struct memfd_protect *mp);
+bool memfd_flight_trylock(struct memfd_protect *mp, pgoff_t first,
+			  pgoff_t last);
+void memfd_flight_wait(struct memfd_protect *mp);
+int memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+		       enum memfd_mode mode);
+void memfd_flight_end(struct memfd_protect *mp, enum memfd_mode mode,
+		      bool keep);
+int memfd_state_change(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+		       unsigned int state, memfd_change_fn *change, void *arg);
+int memfd_state_set(struct memfd_ranges *map, pgoff_t first, pgoff_t last,
+		    unsigned int value, struct memfd_ranges_pool *pool);
+int memfd_state_unprotect(struct memfd_protect *mp,
+			  const struct memfd_span *span, unsigned int modes,
+			  struct memfd_ranges_pool *pool);
 void memfd_state_trace_caught(struct memfd_protect *mp,
 			      const struct memfd_writer *writer,
 			      enum memfd_mode mode);
-int memfd_state_log_locked(struct memfd_protect *mp,
-			   const struct memfd_writer *writer);
+int memfd_state_log(struct memfd_protect *mp, const struct memfd_writer *writer,
+		    struct memfd_ranges_pool *pool);
+void memfd_state_unlog(struct memfd_protect *mp, struct memfd_span *span);
+void memfd_state_log_shrunk(struct memfd_protect *mp);
 int memfd_state_verdict(struct memfd_protect *mp, struct memfd_writer *writer,
 			bool log);
-int memfd_state_log(struct memfd_protect *mp,
-		    const struct memfd_writer *writer);
-void memfd_state_unlog(struct memfd_protect *mp, const struct memfd_span *span,
-		       bool tell);
+
+/* mm/memfd_pin.c */
+bool memfd_pin_find(struct memfd_protect *mp, struct memfd_span *span);
+int memfd_pin_wait(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
+int memfd_pin_settle(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+		     unsigned int round);
 
 #endif /* _MM_MEMFD_PROTECT_H */

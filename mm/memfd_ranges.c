@@ -26,6 +26,11 @@
  * Failure: everything that allocates comes first and changes no value (a slot is
  * split into 64 equal ones). So memfd_ranges_set() after a successful
  * memfd_ranges_prepare() cannot fail.
+ *
+ * Memory: nobody waits for memory with the owner's lock held, because others wait
+ * for that lock who have memory enough. What can be had without waiting is taken
+ * under the lock. If that fails, the owner drops the lock, fills a pool, and
+ * tries again: so each memory cgroup is slow for itself only.
  */
 
 #include <linux/bits.h>
@@ -51,6 +56,9 @@
 #define LEVEL_MASK	7UL
 #define TAIL_BIT	4
 #define TAG_MASK	((VALUE_MASK << TAIL_BIT) | (LEVEL_MASK << LEVEL_BIT))
+
+/* What a pool gets at a time: one end of a range in a tree of full height. */
+#define POOL_REFILL	9
 
 #define VALUE_BITS	2
 #define VALUE_MASK	3UL
@@ -237,16 +245,89 @@ static void free_entry(struct memfd_ranges *ranges, void *entry)
 	kvfree_rcu_mightsleep(node);
 }
 
+/**
+ * struct memfd_ranges_chunk - memory in a pool, enough for a node or a leaf
+ * @next: The next one.
+ */
+struct memfd_ranges_chunk {
+	struct memfd_ranges_chunk *next;
+};
+
+/* Memory for a node or a leaf, without waiting for it if there is a pool. */
+static void *get_chunk(struct memfd_ranges_pool *pool, size_t size)
+{
+	struct memfd_ranges_chunk *chunk;
+
+	if (!pool)
+		return kmalloc(size, GFP_KERNEL_ACCOUNT);
+	chunk = pool->chunks;
+	if (!chunk)
+		return kmalloc(size, GFP_NOWAIT | __GFP_NOWARN | __GFP_ACCOUNT);
+	pool->chunks = chunk->next;
+	return chunk;
+}
+
+/**
+ * memfd_ranges_refill() - get memory for a change that failed for lack of it
+ * @pool: What memfd_ranges_prepare() or memfd_ranges_try_set() was given.
+ * @gfp: 0, or __GFP_NOFAIL if the caller cannot do without.
+ *
+ * Each call adds to the pool, so that the change succeeds after a few at most.
+ *
+ * Context: May sleep; the owner's lock is not held.
+ * Return: 0 or -ENOMEM.
+ */
+int memfd_ranges_refill(struct memfd_ranges_pool *pool, gfp_t gfp)
+{
+	unsigned int i;
+
+	gfp |= GFP_KERNEL_ACCOUNT;
+	if (pool->undo_slots && !pool->undo) {
+		pool->undo = kvzalloc(struct_size(pool->undo, saved,
+						  pool->undo_slots), gfp);
+		if (!pool->undo)
+			return -ENOMEM;
+	}
+	for (i = 0; i < POOL_REFILL; i++) {
+		struct memfd_ranges_chunk *chunk;
+
+		chunk = kmalloc(sizeof(struct memfd_ranges_node), gfp);
+		if (!chunk)
+			return -ENOMEM;
+		chunk->next = pool->chunks;
+		pool->chunks = chunk;
+	}
+	return 0;
+}
+
+/**
+ * memfd_ranges_drain() - free what is left in a pool
+ * @pool: The pool.
+ *
+ * Context: May sleep.
+ */
+void memfd_ranges_drain(struct memfd_ranges_pool *pool)
+{
+	struct memfd_ranges_chunk *chunk;
+
+	while ((chunk = pool->chunks)) {
+		pool->chunks = chunk->next;
+		kfree(chunk);
+	}
+	kvfree(pool->undo);
+	pool->undo = NULL;
+}
+
 /* A pointer to a new node or leaf in which everything has the value of @entry. */
 static void *new_entry(struct memfd_ranges *ranges, void *entry,
-		       unsigned int shift, gfp_t gfp)
+		       unsigned int shift, struct memfd_ranges_pool *pool)
 {
 	struct memfd_ranges_node *node;
 	struct memfd_ranges_leaf *leaf;
 	unsigned int i;
 
 	if (shift == LEAF_SHIFT) {
-		leaf = kmalloc(sizeof(*leaf), gfp);
+		leaf = get_chunk(pool, sizeof(*leaf));
 		if (!leaf)
 			return NULL;
 		for (i = 0; i < ARRAY_SIZE(leaf->words); i++)
@@ -254,7 +335,7 @@ static void *new_entry(struct memfd_ranges *ranges, void *entry,
 		ranges->bytes += sizeof(*leaf);
 		return mk_pointer(leaf, shift);
 	}
-	node = kmalloc(sizeof(*node), gfp);
+	node = get_chunk(pool, sizeof(*node));
 	if (!node)
 		return NULL;
 	for (i = 0; i < NODE_SLOTS; i++)
@@ -272,6 +353,7 @@ void memfd_ranges_init(struct memfd_ranges *ranges)
 	RCU_INIT_POINTER(ranges->root, mk_value(0));
 	ranges->bytes = 0;
 	ranges->undo = NULL;
+	ranges->holds = 0;
 }
 
 /**
@@ -375,7 +457,8 @@ static unsigned int shift_for(pgoff_t index)
 }
 
 /* Makes the tree higher until a boundary in front of @index fits in. */
-static int grow(struct memfd_ranges *ranges, pgoff_t index, gfp_t gfp)
+static int grow(struct memfd_ranges *ranges, pgoff_t index,
+		struct memfd_ranges_pool *pool)
 {
 	void *root = slot_read(&ranges->root), *entry;
 	struct memfd_ranges_node *node;
@@ -383,7 +466,7 @@ static int grow(struct memfd_ranges *ranges, pgoff_t index, gfp_t gfp)
 
 	if (is_value(root)) {
 		tail = to_value(root);
-		entry = new_entry(ranges, root, shift_for(index), gfp);
+		entry = new_entry(ranges, root, shift_for(index), pool);
 		if (!entry)
 			return -ENOMEM;
 		rcu_assign_pointer(ranges->root, with_tail(entry, tail));
@@ -392,7 +475,7 @@ static int grow(struct memfd_ranges *ranges, pgoff_t index, gfp_t gfp)
 	tail = to_tail(root);
 	while (index > 1UL << to_shift(root)) {
 		entry = new_entry(ranges, mk_value(tail),
-				  to_shift(root) + NODE_SHIFT, gfp);
+				  to_shift(root) + NODE_SHIFT, pool);
 		if (!entry)
 			return -ENOMEM;
 		node = to_pointer(entry);
@@ -405,7 +488,7 @@ static int grow(struct memfd_ranges *ranges, pgoff_t index, gfp_t gfp)
 
 /* Splits slots until page offset @index is the first one of a slot. */
 static int split_at(struct memfd_ranges *ranges, pgoff_t index,
-		    unsigned int value, gfp_t gfp)
+		    unsigned int value, struct memfd_ranges_pool *pool)
 {
 	void __rcu **slot = &ranges->root;
 	unsigned int shift;
@@ -417,7 +500,7 @@ static int split_at(struct memfd_ranges *ranges, pgoff_t index,
 	if (memfd_ranges_get(ranges, index) == value &&
 	    memfd_ranges_get(ranges, index - 1) == value)
 		return 0;
-	if (grow(ranges, index, gfp))
+	if (grow(ranges, index, pool))
 		return -ENOMEM;
 	entry = slot_read(&ranges->root);
 	shift = to_shift(entry);
@@ -429,7 +512,7 @@ static int split_at(struct memfd_ranges *ranges, pgoff_t index,
 
 		entry = slot_read(slot);
 		if (is_value(entry)) {
-			entry = new_entry(ranges, entry, shift, gfp);
+			entry = new_entry(ranges, entry, shift, pool);
 			if (!entry)
 				return -ENOMEM;
 			rcu_assign_pointer(*slot, entry);
@@ -449,21 +532,56 @@ static int split_at(struct memfd_ranges *ranges, pgoff_t index,
  * @first: First page offset that will be set.
  * @last: Last page offset that will be set, up to MEMFD_RANGES_LAST.
  * @value: The value that it will get.
- * @gfp: How to allocate.
+ * @pool: Memory that does for what cannot be had without waiting. NULL: wait.
  *
  * No value changes. What is allocated is part of the map, and goes with the
  * next change that makes it superfluous.
  *
- * Context: May sleep if @gfp says so. Owner's lock, which must be held until
- * after memfd_ranges_set().
- * Return: 0 or -ENOMEM.
+ * Context: Owner's lock, which must be held until after memfd_ranges_set(), unless
+ * memfd_ranges_hold() keeps what was prepared.
+ * Return: 0. -ENOMEM: memfd_ranges_refill(), and try again.
  */
 int memfd_ranges_prepare(struct memfd_ranges *ranges, pgoff_t first,
-			 pgoff_t last, unsigned int value, gfp_t gfp)
+			 pgoff_t last, unsigned int value,
+			 struct memfd_ranges_pool *pool)
 {
-	int err = split_at(ranges, first, value, gfp);
+	int err = split_at(ranges, first, value, pool);
 
-	return err ?: split_at(ranges, last + 1, value, gfp);
+	return err ?: split_at(ranges, last + 1, value, pool);
+}
+
+/**
+ * memfd_ranges_hold() - what memfd_ranges_prepare() has prepared is to stay
+ * @ranges: The map.
+ *
+ * Until memfd_ranges_release(), memfd_ranges_set() of the range that was prepared
+ * cannot fail, although the owner's lock is dropped in between, if nobody else
+ * changes values in it.
+ *
+ * Context: Owner's lock, held since memfd_ranges_prepare().
+ */
+void memfd_ranges_hold(struct memfd_ranges *ranges)
+{
+	ranges->holds++;
+}
+
+/**
+ * memfd_ranges_release() - undo memfd_ranges_hold()
+ * @ranges: The map.
+ * @first: First page offset that was prepared.
+ * @last: Last page offset that was prepared.
+ *
+ * Context: May sleep. Owner's lock.
+ */
+void memfd_ranges_release(struct memfd_ranges *ranges, pgoff_t first,
+			  pgoff_t last)
+{
+	ranges->holds--;
+	/* Nothing changes, but folds what had to be kept so far. */
+	memfd_ranges_set(ranges, first, first, memfd_ranges_get(ranges, first));
+	if (last < MEMFD_RANGES_LAST)
+		memfd_ranges_set(ranges, last + 1, last + 1,
+				 memfd_ranges_get(ranges, last + 1));
 }
 
 /* The value that all below @entry has, as a slot's word; or NULL. */
@@ -496,7 +614,7 @@ static void fold(struct memfd_ranges *ranges, void __rcu **slot)
 {
 	void *entry = slot_read(slot), *value;
 
-	if (is_value(entry) || ranges->undo)
+	if (is_value(entry) || ranges->undo || ranges->holds)
 		return;
 	value = uniform(entry);
 	if (!value)
@@ -530,7 +648,7 @@ static void fold_root(struct memfd_ranges *ranges)
 {
 	void *root = slot_read(&ranges->root);
 
-	if (is_value(root) || ranges->undo)
+	if (is_value(root) || ranges->undo || ranges->holds)
 		return;
 	while (shrink(ranges))
 		;
@@ -699,32 +817,51 @@ static unsigned int count_range(struct memfd_ranges *ranges, pgoff_t first,
 	return count_below(root, 0, first, last, value);
 }
 
+static struct memfd_ranges_undo *get_undo(struct memfd_ranges_pool *pool,
+					  unsigned int nr)
+{
+	struct memfd_ranges_undo *undo;
+
+	if (!pool)
+		return kvzalloc(struct_size(undo, saved, nr),
+				GFP_KERNEL_ACCOUNT);
+	undo = pool->undo;
+	pool->undo = NULL;
+	if (undo && pool->undo_slots >= nr)
+		return undo;
+	kvfree(undo);
+	pool->undo_slots = nr;
+	return kzalloc(struct_size(undo, saved, nr),
+		       GFP_NOWAIT | __GFP_NOWARN | __GFP_ACCOUNT);
+}
+
 /**
  * memfd_ranges_try_set() - give a range a value, so that it can be taken back
  * @ranges: The map.
  * @first: First page offset.
  * @last: Last page offset, up to MEMFD_RANGES_LAST.
  * @value: The value, 0 to 3.
- * @gfp: How to allocate.
+ * @pool: As for memfd_ranges_prepare().
  *
  * memfd_ranges_try_end() must follow. In between nobody may change a value
  * in [@first, @last]; other values may be changed.
  *
  * Context: May sleep. Owner's lock, which may be dropped afterwards.
- * Return: 0, or -ENOMEM and nothing changed.
+ * Return: 0. -ENOMEM: nothing changed; memfd_ranges_refill(), and try again.
  */
 int memfd_ranges_try_set(struct memfd_ranges *ranges, pgoff_t first,
-			 pgoff_t last, unsigned int value, gfp_t gfp)
+			 pgoff_t last, unsigned int value,
+			 struct memfd_ranges_pool *pool)
 {
 	struct memfd_ranges_undo *undo;
 	unsigned int nr;
 
 	if (WARN_ON_ONCE(ranges->undo))
 		return -ENOMEM;
-	if (memfd_ranges_prepare(ranges, first, last, value, gfp))
+	if (memfd_ranges_prepare(ranges, first, last, value, pool))
 		return -ENOMEM;
 	nr = count_range(ranges, first, last, value);
-	undo = kvzalloc(struct_size(undo, saved, nr), gfp);
+	undo = get_undo(pool, nr);
 	if (!undo)
 		return -ENOMEM;
 	undo->first = first;

@@ -24,15 +24,32 @@
  * @bytes: Memory of all nodes and leaves. Guarded by the owner's lock.
  * @undo: A change that may still be taken back; while it is set, nodes that
  *        have become uniform are kept. Guarded by the owner's lock.
+ * @holds: Others for whom they are kept, see memfd_ranges_hold(). Likewise.
  */
 struct memfd_ranges {
 	void __rcu *root;
 	size_t bytes;
 	struct memfd_ranges_undo *undo;
+	unsigned int holds;
 };
 
+struct memfd_ranges_chunk;
 struct memfd_ranges_undo;
 
+/**
+ * struct memfd_ranges_pool - memory for changes, got without the owner's lock
+ * @chunks: For nodes and leaves.
+ * @undo: For memfd_ranges_try_set().
+ * @undo_slots: Slots that it has, or needs. All zero at first.
+ */
+struct memfd_ranges_pool {
+	struct memfd_ranges_chunk *chunks;
+	struct memfd_ranges_undo *undo;
+	unsigned int undo_slots;
+};
+
+int memfd_ranges_refill(struct memfd_ranges_pool *pool, gfp_t gfp);
+void memfd_ranges_drain(struct memfd_ranges_pool *pool);
 void memfd_ranges_init(struct memfd_ranges *ranges);
 void memfd_ranges_destroy(struct memfd_ranges *ranges);
 unsigned int memfd_ranges_get_run(struct memfd_ranges *ranges, pgoff_t index,
@@ -40,11 +57,16 @@ unsigned int memfd_ranges_get_run(struct memfd_ranges *ranges, pgoff_t index,
 bool memfd_ranges_find(struct memfd_ranges *ranges, unsigned int values,
 		       pgoff_t *first, pgoff_t *last);
 int memfd_ranges_prepare(struct memfd_ranges *ranges, pgoff_t first,
-			 pgoff_t last, unsigned int value, gfp_t gfp);
+			 pgoff_t last, unsigned int value,
+			 struct memfd_ranges_pool *pool);
+void memfd_ranges_hold(struct memfd_ranges *ranges);
+void memfd_ranges_release(struct memfd_ranges *ranges, pgoff_t first,
+			  pgoff_t last);
 void memfd_ranges_set(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
 		      unsigned int value);
 int memfd_ranges_try_set(struct memfd_ranges *ranges, pgoff_t first,
-			 pgoff_t last, unsigned int value, gfp_t gfp);
+			 pgoff_t last, unsigned int value,
+			 struct memfd_ranges_pool *pool);
 void memfd_ranges_try_end(struct memfd_ranges *ranges, bool keep);
 void memfd_ranges_translate(struct memfd_ranges *ranges,
 			    const u8 to[MEMFD_RANGES_VALUES]);

@@ -20,7 +20,7 @@ static void must_set(struct kunit *test, struct memfd_ranges *ranges,
 		     pgoff_t first, pgoff_t last, unsigned int value)
 {
 	KUNIT_ASSERT_EQ(test, 0, memfd_ranges_prepare(ranges, first, last,
-						      value, GFP_KERNEL));
+						      value, NULL));
 	memfd_ranges_set(ranges, first, last, value);
 }
 
@@ -203,7 +203,7 @@ static void ranges_undo_against_model(struct kunit *test)
 		random_range(&rnd, &first, &last);
 		KUNIT_ASSERT_EQ(test, 0,
 				memfd_ranges_try_set(&ranges, first, last,
-						     value, GFP_KERNEL));
+						     value, NULL));
 		KUNIT_EXPECT_EQ(test, value, memfd_ranges_get(&ranges, first));
 		KUNIT_EXPECT_EQ(test, value, memfd_ranges_get(&ranges, last));
 		for (j = 0; j < 4; j++) {

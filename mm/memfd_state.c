@@ -1,6 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The protection of a memfd: its life, its log, and the flight.
+ * The protection of a memfd: its life, its modes and its log, and how they change.
+ *
+ * Three maps say all there is to say about a page offset:
+ *
+ *   modes	what happens to a writer; NONE if the page may be written
+ *   async	whether the last memfd_protect() of it was ASYNC
+ *   log	whether it was written since a scan took it last
+ *
+ * A writer of a page with mode ASYNC puts it into the log and makes the mode NONE,
+ * so that it is asked once. A scan takes it out of the log, and makes the mode ASYNC
+ * again if that is still what the page is to have (async). A page that is pinned
+ * when it is scanned goes back into the log and keeps the mode: who stores to it
+ * next is asked, and told of.
+ *
+ * Locking:
+ *
+ *   inode_lock()			memfd_protect(PROT_READ), SCAN
+ *     memfd_protect.flight.settled	rw_semaphore: a flight holds it for writing
+ *       memfd_protect.lock		the maps; all changes
+ *         memfd_waiters.lock		pending events
+ *
+ * The maps are read under RCU as well. Nobody waits for memory under
+ * memfd_protect.lock (memfd_state_change()).
+ *
+ * The flight. memfd_protect() stores its modes before it knows whether it will
+ * succeed: the walk has to come after them, and pins that stay are found after
+ * the walk. Until then the range is in flight. Whoever would act on a mode in it
+ * waits on the semaphore, for as long as one walk and memfd_pin_settle() take. The
+ * semaphore is fair: who waited for a flight has its turn before the next one
+ * begins, so any number of flights cannot keep anybody for longer. System calls
+ * that write the file do not see a flight, because it has inode_lock().
+ *
+ * Invariant L. What memfd_flight_lock() returns with is final: no mode of the
+ * range is in flight, and none will be as long as memfd_protect.lock is held.
  */
 
 #include <linux/fs.h>
@@ -16,11 +49,16 @@
 
 DEFINE_STATIC_KEY_FALSE(memfd_protect_used);
 
-static void memfd_protect_free(struct kref *ref)
+/*
+ * Life
+ */
+
+static void state_free(struct kref *ref)
 {
 	struct memfd_protect *mp = container_of(ref, struct memfd_protect, ref);
 
 	memfd_ranges_destroy(&mp->modes);
+	memfd_ranges_destroy(&mp->async);
 	memfd_ranges_destroy(&mp->log);
 	kfree_rcu(mp, rcu);
 }
@@ -33,7 +71,7 @@ static void memfd_protect_free(struct kref *ref)
  */
 void memfd_state_put(struct memfd_protect *mp)
 {
-	kref_put(&mp->ref, memfd_protect_free);
+	kref_put(&mp->ref, state_free);
 }
 
 /**
@@ -54,11 +92,13 @@ int memfd_protect_create(struct file *file)
 	mp->inode = inode;
 	mp->dev = inode->i_sb->s_dev;
 	mp->ino = inode->i_ino;
+	mp->busy = -1;
 	mutex_init(&mp->lock);
 	memfd_ranges_init(&mp->modes);
+	memfd_ranges_init(&mp->async);
 	memfd_ranges_init(&mp->log);
 	memfd_waiters_init(&mp->waiters);
-	init_waitqueue_head(&mp->flight.settled);
+	init_rwsem(&mp->flight.settled);
 	SHMEM_I(inode)->protect = mp;
 	memfd_protect_open(inode, file);
 	/* Never off again: text patching costs more than the few branches. */
@@ -117,19 +157,19 @@ void memfd_protect_open(struct inode *inode, struct file *file)
  * The flight
  */
 
-/**
- * memfd_flight_over() - whether the outcome for some pages is open
- * @mp: Protection of the file.
- * @first: First page offset.
- * @last: Last page offset.
- *
- * Context: &memfd_protect.lock.
- * Return: True if a memfd_protect() under way concerns any of them.
- */
-bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+static bool flight_over(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
 {
-	return (mp->flight.seq & 1) && first <= mp->flight.last &&
-	       last >= mp->flight.first;
+	return mp->flight.open && first <= mp->flight.last &&
+	       last >= mp->flight.first && memfd_hook(FLIGHT);
+}
+
+static int flight_down_read(struct memfd_protect *mp, unsigned int state)
+{
+	if (state == TASK_UNINTERRUPTIBLE) {
+		down_read(&mp->flight.settled);
+		return 0;
+	}
+	return down_read_killable(&mp->flight.settled);
 }
 
 /**
@@ -137,29 +177,81 @@ bool memfd_flight_over(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
  * @mp: Protection of the file.
  * @first: First page offset.
  * @last: Last page offset.
- * @state: How to sleep, TASK_*.
+ * @state: How to sleep: TASK_KILLABLE or TASK_UNINTERRUPTIBLE.
  *
- * Context: May sleep. Who holds inode_lock(), shared even, does not wait, because
- * then nothing is in flight.
+ * Context: May sleep, as long as one flight takes. Who holds inode_lock(), shared
+ * even, does not wait, because then nothing is in flight.
  * Return: 0 with &memfd_protect.lock held, or -EINTR.
  */
 int memfd_flight_lock(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 		      unsigned int state)
 {
-	unsigned int seq;
+	mutex_lock(&mp->lock);
+	if (!flight_over(mp, first, last))
+		return 0;
+	mutex_unlock(&mp->lock);
+	if (flight_down_read(mp, state))
+		return -EINTR;
+	/* The next flight needs the semaphore first, and then this lock. */
+	mutex_lock(&mp->lock);
+	up_read(&mp->flight.settled);
+	return 0;
+}
+
+/**
+ * memfd_flight_trylock() - memfd_flight_lock() unless there is a flight
+ * @mp: Protection of the file.
+ * @first: First page offset.
+ * @last: Last page offset.
+ *
+ * Context: May sleep, but not for a flight.
+ * Return: True with &memfd_protect.lock held, or false.
+ */
+bool memfd_flight_trylock(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+{
+	mutex_lock(&mp->lock);
+	if (!flight_over(mp, first, last))
+		return true;
+	mutex_unlock(&mp->lock);
+	return false;
+}
+
+/**
+ * memfd_flight_wait() - wait until what is in flight now is settled
+ * @mp: Protection of the file, with a reference.
+ *
+ * Context: Sleeps, killable.
+ */
+void memfd_flight_wait(struct memfd_protect *mp)
+{
+	if (!down_read_killable(&mp->flight.settled))
+		up_read(&mp->flight.settled);
+}
+
+/* Stores the modes so that they can be taken back. mp->lock is held. */
+static int flight_store(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+			enum memfd_mode mode, struct memfd_ranges_pool *pool)
+{
+	bool async = mode == MEMFD_MODE_ASYNC;
 	int err;
 
-	for (;;) {
-		mutex_lock(&mp->lock);
-		if (!memfd_flight_over(mp, first, last))
-			return 0;
-		seq = mp->flight.seq;
-		mutex_unlock(&mp->lock);
-		err = wait_event_state(mp->flight.settled,
-				       READ_ONCE(mp->flight.seq) != seq, state);
-		if (err)
-			return -EINTR;
-	}
+	/* What WAIT and ASYNC writers would tell, there must be one to read. */
+	if (mode != MEMFD_MODE_DENY && !mp->waiters.open)
+		return -ENXIO;
+	err = memfd_ranges_prepare(&mp->async, first, last, async, pool);
+	if (!err && async)
+		err = memfd_ranges_prepare(&mp->log, first, last, 0, pool);
+	if (!err)
+		err = memfd_ranges_try_set(&mp->modes, first, last, mode, pool);
+	if (err)
+		return err;
+	/* Nobody else changes what is in flight: the end will not fail. */
+	memfd_ranges_hold(&mp->async);
+	memfd_ranges_hold(&mp->log);
+	mp->flight.first = first;
+	mp->flight.last = last;
+	mp->flight.open = true;
+	return 0;
 }
 
 /**
@@ -167,37 +259,159 @@ int memfd_flight_lock(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
  * @mp: Protection of the file.
  * @first: First page offset.
  * @last: Last page offset.
+ * @mode: The mode that they are to have; it is stored.
  *
- * mode_settled() is the reader.
+ * memfd_flight_end() must follow if it succeeds.
  *
- * Context: inode_lock(), &memfd_protect.lock. Before the modes are stored.
+ * Context: May sleep. inode_lock().
+ * Return: 0, -ENXIO if @mode needs an event fd and there is none, -ENOMEM, -EINTR.
  */
-void memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+int memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+		       enum memfd_mode mode)
 {
-	WRITE_ONCE(mp->flight.first, first);
-	WRITE_ONCE(mp->flight.last, last);
-	/* The limits are visible before the flight is. */
-	smp_store_release(&mp->flight.seq, mp->flight.seq + 1);
-	/* The flight is visible before the modes are. */
-	smp_wmb();
+	struct memfd_ranges_pool pool = {};
+	int err;
+
+	do {
+		if (down_write_killable(&mp->flight.settled)) {
+			err = -EINTR;
+			break;
+		}
+		mutex_lock(&mp->lock);
+		err = flight_store(mp, first, last, mode, &pool);
+		mutex_unlock(&mp->lock);
+		if (!err)
+			break;
+		up_write(&mp->flight.settled);
+	} while (err == -ENOMEM && !(err = memfd_ranges_refill(&pool, 0)));
+	memfd_ranges_drain(&pool);
+	return err;
 }
 
 /**
  * memfd_flight_end() - the outcome is known
  * @mp: Protection of the file.
+ * @mode: The mode that memfd_flight_begin() has stored.
+ * @keep: Whether it stays. Otherwise all is as before.
  *
- * Context: &memfd_protect.lock. After the final modes have been stored.
+ * Context: May sleep. inode_lock(). Never fails.
  */
-void memfd_flight_end(struct memfd_protect *mp)
+void memfd_flight_end(struct memfd_protect *mp, enum memfd_mode mode, bool keep)
 {
-	/* The final modes are visible before the end of the flight is. */
-	smp_store_release(&mp->flight.seq, mp->flight.seq + 1);
-	wake_up_all(&mp->flight.settled);
+	pgoff_t first = mp->flight.first, last = mp->flight.last;
+	bool async = mode == MEMFD_MODE_ASYNC;
+
+	mutex_lock(&mp->lock);
+	memfd_ranges_try_end(&mp->modes, keep);
+	if (keep)
+		memfd_ranges_set(&mp->async, first, last, async);
+	if (keep && async)
+		memfd_ranges_set(&mp->log, first, last, 0);
+	memfd_ranges_release(&mp->async, first, last);
+	memfd_ranges_release(&mp->log, first, last);
+	if (keep && async)
+		memfd_state_log_shrunk(mp);
+	mp->flight.open = false;
+	/* It is not a WAIT range any more, or was one only for a moment. */
+	memfd_waiters_recheck(mp, first, last,
+			      keep && mode == MEMFD_MODE_DENY);
+	mutex_unlock(&mp->lock);
+	up_write(&mp->flight.settled);
 }
 
+/*
+ * Changes
+ */
+
+/**
+ * memfd_state_change() - change the maps in a range
+ * @mp: Protection of the file.
+ * @first: First page offset that @change may change.
+ * @last: Last page offset.
+ * @state: How to sleep: TASK_KILLABLE, or TASK_UNINTERRUPTIBLE for changes that
+ *	   must not fail.
+ * @change: Called with &memfd_protect.lock held. If it returns -ENOMEM it is called
+ *	    again when the pool has more memory, and starts over.
+ * @arg: Passed to @change.
+ *
+ * Context: May sleep.
+ * Return: What @change returned, -ENOMEM, or -EINTR.
+ */
+int memfd_state_change(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
+		       unsigned int state, memfd_change_fn *change, void *arg)
+{
+	gfp_t gfp = state == TASK_UNINTERRUPTIBLE ? __GFP_NOFAIL : 0;
+	struct memfd_ranges_pool pool = {};
+	int err;
+
+	do {
+		err = memfd_flight_lock(mp, first, last, state);
+		if (err)
+			break;
+		err = change(mp, arg, &pool);
+		mutex_unlock(&mp->lock);
+	} while (err == -ENOMEM && !(err = memfd_ranges_refill(&pool, gfp)));
+	memfd_ranges_drain(&pool);
+	return err;
+}
+
+/**
+ * memfd_state_set() - give a range of a map a value
+ * @map: &memfd_protect.modes, .async or .log.
+ * @first: First page offset.
+ * @last: Last page offset.
+ * @value: The value.
+ * @pool: As for memfd_ranges_prepare().
+ *
+ * Context: &memfd_protect.lock.
+ * Return: 0, or -ENOMEM and nothing changed.
+ */
+int memfd_state_set(struct memfd_ranges *map, pgoff_t first, pgoff_t last,
+		    unsigned int value, struct memfd_ranges_pool *pool)
+{
+	int err = memfd_ranges_prepare(map, first, last, value, pool);
+
+	if (!err)
+		memfd_ranges_set(map, first, last, value);
+	return err;
+}
+
+/**
+ * memfd_state_unprotect() - pages of a range with a mode may be written
+ * @mp: Protection of the file.
+ * @span: The range.
+ * @modes: Bit set of modes; others stay.
+ * @pool: As for memfd_ranges_prepare().
+ *
+ * Who waits for them is woken by memfd_waiters_recheck().
+ *
+ * Context: &memfd_protect.lock, nothing of @span in flight.
+ * Return: 0 or -ENOMEM.
+ */
+int memfd_state_unprotect(struct memfd_protect *mp,
+			  const struct memfd_span *span, unsigned int modes,
+			  struct memfd_ranges_pool *pool)
+{
+	struct memfd_span run = *span;
+	int err = 0;
+
+	while (!err && memfd_ranges_find(&mp->modes, modes, &run.first,
+					 &run.last)) {
+		err = memfd_state_set(&mp->modes, run.first, run.last,
+				      MEMFD_MODE_NONE, pool);
+		run.first = run.last + 1;
+		run.last = span->last;
+	}
+	return err;
+}
+
+/*
+ * The log
+ */
+
 void memfd_state_trace_caught(struct memfd_protect *mp,
-			 const struct memfd_writer *writer,
-			 enum memfd_mode mode)
+			      const struct memfd_writer *writer,
+			      enum memfd_mode mode)
 {
 	static const u8 user_mode[] = {
 		[MEMFD_MODE_WAIT] = MEMFD_PROTECT_WAIT,
@@ -212,73 +426,104 @@ void memfd_state_trace_caught(struct memfd_protect *mp,
 				   writer->flags & MEMFD_EVENT_F_KERNEL);
 }
 
-/* Moves one run of pages from protected to logged. mp->lock is held. */
-static int log_run(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
-		   gfp_t gfp)
-{
-	int err = memfd_ranges_prepare(&mp->log, first, last, 1, gfp);
-
-	if (!err)
-		err = memfd_ranges_prepare(&mp->modes, first, last,
-					   MEMFD_MODE_NONE, gfp);
-	if (err)
-		return err;
-	memfd_ranges_set(&mp->log, first, last, 1);
-	memfd_ranges_set(&mp->modes, first, last, MEMFD_MODE_NONE);
-	return 0;
-}
-
-/*
- * Moves the ASYNC pages of a range from protected to logged. Tells whether there
- * were any, also if memory runs out. mp->lock is held.
+/**
+ * memfd_state_log() - a writer is about to write pages of ASYNC ranges
+ * @mp: Protection of the file.
+ * @writer: What it wants to write. Pages that do not have the mode ASYNC are passed
+ *	    over.
+ * @pool: As for memfd_ranges_prepare().
+ *
+ * Context: &memfd_protect.lock, nothing of @writer in flight.
+ * Return: 0 or -ENOMEM.
  */
-static int log_range(struct memfd_protect *mp, pgoff_t first, pgoff_t end,
-		     gfp_t gfp, bool *any)
+int memfd_state_log(struct memfd_protect *mp, const struct memfd_writer *writer,
+		    struct memfd_ranges_pool *pool)
 {
-	pgoff_t last = end;
-	int err;
-
-	*any = false;
+	pgoff_t first = writer->first, last = writer->last;
+	bool any = false;
+	int err = 0;
 
 	while (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_ASYNC), &first,
 				 &last)) {
-		err = log_run(mp, first, last, gfp);
+		err = memfd_state_set(&mp->log, first, last, 1, pool);
+		if (!err)
+			err = memfd_state_set(&mp->modes, first, last,
+					      MEMFD_MODE_NONE, pool);
 		if (err)
-			return err;
-		*any = true;
+			break;
+		any = true;
 		first = last + 1;
-		last = end;
+		last = writer->last;
+	}
+	if (any) {
+		memfd_state_trace_caught(mp, writer, MEMFD_MODE_ASYNC);
+		memfd_waiters_tell_dirty(&mp->waiters, writer);
+	}
+	return err;
+}
+
+static int unlog(struct memfd_protect *mp, void *arg,
+		 struct memfd_ranges_pool *pool)
+{
+	const struct memfd_span *span = arg;
+
+	return memfd_state_set(&mp->log, span->first, span->last, 1, pool);
+}
+
+/**
+ * memfd_state_unlog() - put pages that a scan took back into the log
+ * @mp: Protection of the file.
+ * @span: The pages. Their modes stay.
+ *
+ * Context: May sleep. Never fails: nothing that was written may be forgotten.
+ */
+void memfd_state_unlog(struct memfd_protect *mp, struct memfd_span *span)
+{
+	memfd_state_change(mp, span->first, span->last, TASK_UNINTERRUPTIBLE,
+			   unlog, span);
+}
+
+/**
+ * memfd_state_log_shrunk() - something was taken out of the log
+ * @mp: Protection of the file.
+ *
+ * Context: &memfd_protect.lock.
+ */
+void memfd_state_log_shrunk(struct memfd_protect *mp)
+{
+	if (memfd_ranges_empty(&mp->log))
+		memfd_waiters_drop_dirty(&mp->waiters);
+}
+
+static int verdict_of(struct memfd_protect *mp, struct memfd_writer *writer)
+{
+	pgoff_t first = writer->first, last = writer->last;
+
+	if (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_DENY), &first, &last)) {
+		memfd_state_trace_caught(mp, writer, MEMFD_MODE_DENY);
+		return -EPERM;
+	}
+	first = writer->first;
+	last = writer->last;
+	if (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_WAIT), &first, &last)) {
+		writer->first = first;
+		writer->last = last;
+		memfd_state_trace_caught(mp, writer, MEMFD_MODE_WAIT);
+		return -EAGAIN;
 	}
 	return 0;
 }
 
-/* Tells the event fd if the log was empty before. mp->lock is held. */
-static void log_tell(struct memfd_protect *mp,
-		     const struct memfd_writer *writer)
+static int verdict_only(struct memfd_protect *mp, void *arg,
+			struct memfd_ranges_pool *pool)
 {
-	struct memfd_pending *event = NULL;
-	struct memfd_writer dirty = *writer;
-
-	dirty.type = MEMFD_EVENT_DIRTY;
-	dirty.flags = 0;
-	if (!READ_ONCE(mp->waiters.logged))
-		event = memfd_pending_alloc(&dirty, __GFP_NOFAIL);
-	memfd_waiters_set_dirty(&mp->waiters, event);
+	return verdict_of(mp, arg);
 }
 
-/* Writes pages of ASYNC ranges into the log. mp->lock is held. */
-int memfd_state_log_locked(struct memfd_protect *mp,
-		      const struct memfd_writer *writer)
+static int verdict_and_log(struct memfd_protect *mp, void *arg,
+			   struct memfd_ranges_pool *pool)
 {
-	bool any;
-	int err = log_range(mp, writer->first, writer->last,
-			    GFP_KERNEL_ACCOUNT, &any);
-
-	if (any) {
-		memfd_state_trace_caught(mp, writer, MEMFD_MODE_ASYNC);
-		log_tell(mp, writer);
-	}
-	return err;
+	return verdict_of(mp, arg) ?: memfd_state_log(mp, arg, pool);
 }
 
 /**
@@ -287,81 +532,13 @@ int memfd_state_log_locked(struct memfd_protect *mp,
  * @writer: What it wants to write. Is narrowed to the pages to wait for.
  * @log: What may go on is logged. Otherwise there will be another question.
  *
- * Context: May sleep. &memfd_protect.lock, nothing of @writer in flight.
- * Return: 0 to go on, -EPERM to fail, -EAGAIN to wait, -ENOMEM.
+ * Context: May sleep.
+ * Return: 0 to go on, -EPERM to fail, -EAGAIN to wait, -ENOMEM, -EINTR.
  */
 int memfd_state_verdict(struct memfd_protect *mp, struct memfd_writer *writer,
 			bool log)
 {
-	pgoff_t first = writer->first, last = writer->last;
-	int verdict = 0;
-
-	if (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_DENY), &first, &last)) {
-		verdict = -EPERM;
-	} else {
-		first = writer->first;
-		last = writer->last;
-		if (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_WAIT), &first,
-				      &last)) {
-			writer->first = first;
-			writer->last = last;
-			verdict = -EAGAIN;
-		} else if (log) {
-			verdict = memfd_state_log_locked(mp, writer);
-		}
-	}
-	if (verdict == -EPERM)
-		memfd_state_trace_caught(mp, writer, MEMFD_MODE_DENY);
-	else if (verdict == -EAGAIN)
-		memfd_state_trace_caught(mp, writer, MEMFD_MODE_WAIT);
-	return verdict;
-}
-
-/**
- * memfd_state_log() - a writer is about to write pages of ASYNC ranges
- * @mp: Protection of the file.
- * @writer: What it wants to write. Pages that are not in ASYNC ranges, or are in
- *	    the log already, are passed over.
- *
- * Context: May sleep.
- * Return: 0 or -ENOMEM. -EAGAIN if memfd_protect() is under way there.
- */
-int memfd_state_log(struct memfd_protect *mp, const struct memfd_writer *writer)
-{
-	int err = -EAGAIN;
-
-	mutex_lock(&mp->lock);
-	if (!memfd_flight_over(mp, writer->first, writer->last))
-		err = memfd_state_log_locked(mp, writer);
-	mutex_unlock(&mp->lock);
-	return err;
-}
-
-/**
- * memfd_state_unlog() - put pages that a scan took back into the log
- * @mp: Protection of the file.
- * @span: The pages. Those that have another mode by now are passed over.
- * @tell: Whether the event fd is to be told that the log is not empty.
- *
- * Context: May sleep. &memfd_protect.lock, nothing of @span in flight. Never
- * fails: nothing that was written may be forgotten.
- */
-void memfd_state_unlog(struct memfd_protect *mp, const struct memfd_span *span,
-		       bool tell)
-{
-	struct memfd_writer writer = {
-		.first = span->first,
-		.last = span->last,
-	};
-
-	bool any;
-
-	log_range(mp, span->first, span->last,
-		  GFP_KERNEL_ACCOUNT | __GFP_NOFAIL, &any);
-	if (!any)
-		return;
-	if (tell)
-		log_tell(mp, &writer);
-	else
-		memfd_waiters_set_dirty(&mp->waiters, NULL);
+	return memfd_state_change(mp, writer->first, writer->last,
+				  TASK_KILLABLE,
+				  log ? verdict_and_log : verdict_only, writer);
 }

@@ -6,7 +6,12 @@
  * that wants the same pages, and sleeps on it. Three things end the sleep. A
  * change of the protection of any of its pages: the writer then asks again from
  * the start, and may find itself waiting anew, under a new cookie. A resolver's
- * no. A signal: then an event that nobody else waits for is gone, read or not.
+ * no. A signal: then an event that nobody else waits for is gone if nobody has
+ * read it. If it was read it stays, and its writer, the leaver, comes back to it,
+ * or finds its pages writable, or is told that it was denied meanwhile: an answer
+ * takes as long as it takes, and must not be lost to a writer's timer. Each thread
+ * has one such event at most, and one that died has none: so there are not more
+ * of them than there are threads.
  *
  * Locking: memfd_waiters.lock guards all of it. It is taken in process
  * context only, and nothing but locks of wait queues is taken inside:
@@ -28,34 +33,28 @@
 #include <linux/poll.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/time_namespace.h>
 #include <linux/timekeeping.h>
 
 #include "memfd_protect.h"
 
 #include <trace/events/memfd_protect.h>
 
+/* For how long a task that exits, and cannot be killed, waits for an answer. */
+#define EXIT_WAIT	(10 * HZ)
+
 /* Never reused: one counter for all files, for as long as the system runs. */
 static atomic64_t last_cookie;
 
-/**
- * memfd_pending_alloc() - make an event on behalf of the current task
- * @writer: What it is about.
- * @gfp: 0, or __GFP_NOFAIL if nobody could do without it.
- *
- * Context: May sleep. No locks that reclaim takes.
- * Return: The event with one reference, or NULL.
- */
-struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer,
-					  gfp_t gfp)
+/* Fills in what the current task wants to write. */
+static void pending_init(struct memfd_pending *event,
+			 const struct memfd_writer *writer)
 {
-	struct memfd_pending *event = kzalloc(sizeof(*event),
-					      GFP_KERNEL_ACCOUNT | gfp);
-
-	if (!event)
-		return NULL;
 	event->offsets.start = writer->first;
 	event->offsets.last = writer->last;
 	RB_CLEAR_NODE(&event->by_cookie);
+	RB_CLEAR_NODE(&event->by_leaver);
+	INIT_LIST_HEAD(&event->leavers);
 	INIT_LIST_HEAD(&event->queue);
 	init_waitqueue_head(&event->wait);
 	event->time_ns = ktime_get_ns();
@@ -64,21 +63,27 @@ struct memfd_pending *memfd_pending_alloc(const struct memfd_writer *writer,
 	refcount_set(&event->refs, 1);
 	event->type = writer->type;
 	event->flags = writer->flags;
+}
+
+/* An event with one reference, or NULL; with __GFP_NOFAIL never NULL. */
+static struct memfd_pending *pending_alloc(const struct memfd_writer *writer,
+					   gfp_t gfp)
+{
+	struct memfd_pending *event = kzalloc(sizeof(*event),
+					      GFP_KERNEL_ACCOUNT | gfp);
+
+	if (event)
+		pending_init(event, writer);
 	return event;
 }
 
-/**
- * memfd_pending_put() - give a reference back
- * @event: The event, or NULL.
- *
- * Context: Any.
- */
-void memfd_pending_put(struct memfd_pending *event)
+static void pending_put(struct memfd_pending *event)
 {
 	if (!event || !refcount_dec_and_test(&event->refs))
 		return;
 	put_pid(event->pid);
 	put_pid(event->tid);
+	put_pid(event->leaver);
 	kfree(event);
 }
 
@@ -93,7 +98,11 @@ void memfd_waiters_init(struct memfd_waiters *waiters)
 	waiters->by_cookie = RB_ROOT;
 	waiters->reports = RB_ROOT_CACHED;
 	INIT_LIST_HEAD(&waiters->queue);
+	waiters->by_leaver = RB_ROOT;
+	INIT_LIST_HEAD(&waiters->leavers);
 	init_waitqueue_head(&waiters->readers);
+	INIT_LIST_HEAD(&waiters->dirty.queue);
+	waiters->dirty.type = MEMFD_EVENT_DIRTY;
 }
 
 /* Two writes of the same pages are one event, but data is not a hole. */
@@ -154,12 +163,78 @@ static void enqueue(struct memfd_waiters *waiters, struct memfd_pending *event)
 	wake_up_poll(&waiters->readers, EPOLLIN | EPOLLRDNORM);
 }
 
+/* An event that could not be delivered is the oldest one again. */
+static void requeue(struct memfd_waiters *waiters, struct memfd_pending *event)
+{
+	list_add(&event->queue, &waiters->queue);
+	waiters->nr_unread++;
+	wake_up_poll(&waiters->readers, EPOLLIN | EPOLLRDNORM);
+}
+
 static void dequeue(struct memfd_waiters *waiters, struct memfd_pending *event)
 {
 	if (list_empty(&event->queue))
 		return;
 	list_del_init(&event->queue);
 	waiters->nr_unread--;
+}
+
+/*
+ * Leavers
+ */
+
+static struct memfd_pending *find_leaver(struct memfd_waiters *waiters,
+					 const struct pid *tid)
+{
+	struct rb_node *node = waiters->by_leaver.rb_node;
+
+	while (node) {
+		struct memfd_pending *event;
+
+		event = rb_entry(node, struct memfd_pending, by_leaver);
+		if (tid == event->leaver)
+			return event;
+		node = tid < event->leaver ? node->rb_left : node->rb_right;
+	}
+	return NULL;
+}
+
+static bool leaver_less(struct rb_node *a, const struct rb_node *b)
+{
+	return rb_entry(a, struct memfd_pending, by_leaver)->leaver <
+	       rb_entry(b, struct memfd_pending, by_leaver)->leaver;
+}
+
+static bool leaver_died(const struct memfd_pending *event)
+{
+	bool died;
+
+	rcu_read_lock();
+	died = !pid_task(event->leaver, PIDTYPE_PID);
+	rcu_read_unlock();
+	return died;
+}
+
+/* The current thread will come back to @event, which gets a reference for it. */
+static void add_leaver(struct memfd_waiters *waiters,
+		       struct memfd_pending *event)
+{
+	refcount_inc(&event->refs);
+	event->leaver = get_pid(task_pid(current));
+	rb_add(&event->by_leaver, &waiters->by_leaver, leaver_less);
+	list_add_tail(&event->leavers, &waiters->leavers);
+}
+
+/* Nobody comes back to @event any more. */
+static void drop_leaver(struct memfd_waiters *waiters,
+			struct memfd_pending *event)
+{
+	rb_erase(&event->by_leaver, &waiters->by_leaver);
+	RB_CLEAR_NODE(&event->by_leaver);
+	list_del_init(&event->leavers);
+	put_pid(event->leaver);
+	event->leaver = NULL;
+	pending_put(event);
 }
 
 /* Publishes an event that its writer is going to wait for. */
@@ -173,7 +248,11 @@ static void attach(struct memfd_waiters *waiters, struct memfd_pending *event)
 	enqueue(waiters, event);
 }
 
-/* Ends an event: nobody finds it any more, and its writers wake up. */
+/*
+ * Ends an event: nobody finds it any more, and its writers wake up. A leaver finds
+ * out by itself that it may go on, but not that it is denied. The caller holds
+ * a reference, or does not use @event any more.
+ */
 static void detach(struct memfd_waiters *waiters, struct memfd_pending *event,
 		   u8 verdict)
 {
@@ -183,6 +262,55 @@ static void detach(struct memfd_waiters *waiters, struct memfd_pending *event,
 	dequeue(waiters, event);
 	WRITE_ONCE(event->verdict, verdict);
 	wake_up_all(&event->wait);
+	if (event->leaver && verdict != MEMFD_VERDICT_DENY)
+		drop_leaver(waiters, event);
+}
+
+/* Forgets what a leaver left behind, whether it was answered or not. */
+static void forget(struct memfd_waiters *waiters, struct memfd_pending *event)
+{
+	if (event->verdict)
+		drop_leaver(waiters, event);
+	else
+		detach(waiters, event, MEMFD_VERDICT_RETRY);
+}
+
+/*
+ * Forgets what the current thread left behind, unless it is @but, and those of the
+ * oldest leavers that have died. A look at two for each new one is enough.
+ */
+static void forget_leavers(struct memfd_waiters *waiters,
+			   struct memfd_pending *but)
+{
+	struct memfd_pending *event;
+	unsigned int i;
+
+	event = find_leaver(waiters, task_pid(current));
+	if (event && event != but)
+		forget(waiters, event);
+	for (i = 0; i < 2 && !list_empty(&waiters->leavers); i++) {
+		event = list_first_entry(&waiters->leavers,
+					 struct memfd_pending, leavers);
+		if (event != but && leaver_died(event))
+			forget(waiters, event);
+		else
+			list_move_tail(&event->leavers, &waiters->leavers);
+	}
+}
+
+/* Whether all that @writer wants to write are WAIT pages still. Under RCU. */
+static bool must_wait(struct memfd_protect *mp,
+		      const struct memfd_writer *writer)
+{
+	pgoff_t index = writer->first, last;
+
+	do {
+		if (memfd_ranges_get_run(&mp->modes, index, &last) !=
+		    MEMFD_MODE_WAIT)
+			return false;
+		index = last + 1;
+	} while (last < writer->last);
+	return true;
 }
 
 /*
@@ -199,15 +327,17 @@ static struct memfd_pending *join(struct memfd_protect *mp,
 
 	spin_lock(&waiters->lock);
 	rcu_read_lock();
-	blocked = memfd_ranges_get(&mp->modes, writer->first) ==
-		  MEMFD_MODE_WAIT;
+	blocked = must_wait(mp, writer);
 	rcu_read_unlock();
 	if (!blocked || !waiters->open)
 		goto out;
 	event = find_same(&waiters->by_offset, writer);
+	forget_leavers(waiters, event);
 	if (!event)
 		event = new;
 	refcount_inc(&event->refs);
+	if (event->leaver)
+		drop_leaver(waiters, event);
 	event->waiters++;
 	waiters->nr_waiters++;
 	if (event == new)
@@ -219,31 +349,95 @@ out:
 	return event;
 }
 
-/* Returns the verdict; an event that its last writer leaves is gone. */
-static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event)
+/*
+ * Returns the verdict. An event that its last writer leaves is gone, unless it was
+ * read and the writer will come back. @note is a reference of the caller's to an
+ * event that nobody else knows, or the event itself.
+ */
+static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
+		struct memfd_pending *note, const struct memfd_writer *writer)
 {
+	bool comes_back = !fatal_signal_pending(current) &&
+			  !(current->flags & PF_EXITING);
 	u8 verdict;
 
 	spin_lock(&waiters->lock);
 	verdict = event->verdict;
 	waiters->nr_waiters--;
 	waiters->waits++;
-	if (!--event->waiters && !verdict)
-		detach(waiters, event, MEMFD_VERDICT_RETRY);
+	event->waiters--;
+	if (!verdict && !event->waiters) {
+		if (comes_back && list_empty(&event->queue))
+			add_leaver(waiters, event);
+		else
+			detach(waiters, event, MEMFD_VERDICT_RETRY);
+	} else if (verdict == MEMFD_VERDICT_DENY && comes_back &&
+		   waiters->open && writer->type == MEMFD_EVENT_FAULT &&
+		   (writer->flags & MEMFD_EVENT_F_KERNEL)) {
+		forget_leavers(waiters, NULL);
+		note->verdict = verdict;
+		note->flags |= MEMFD_EVENT_F_KERNEL;
+		if (!note->leaver)
+			add_leaver(waiters, note);
+	}
 	spin_unlock(&waiters->lock);
 	return verdict;
 }
 
 /**
+ * memfd_waiters_was_denied() - whether a writer comes back that was denied meanwhile
+ * @waiters: The file's.
+ * @writer: What it wants to write, a WAIT page still.
+ * @tried: Whether it is the second try of one access. What an access of the kernel
+ *	   was denied does not concern the next one.
+ *
+ * Context: Process context.
+ * Return: True if it is to fail. It is not told again.
+ */
+bool memfd_waiters_was_denied(struct memfd_waiters *waiters,
+			      const struct memfd_writer *writer, bool tried)
+{
+	struct memfd_pending *note;
+	bool denied = false;
+
+	if (RB_EMPTY_ROOT(&waiters->by_leaver))
+		return false;
+	spin_lock(&waiters->lock);
+	note = find_leaver(waiters, task_pid(current));
+	if (note && note->verdict == MEMFD_VERDICT_DENY) {
+		denied = note->offsets.start == writer->first &&
+			 note->offsets.last == writer->last &&
+			 same_kind(note->type, writer->type) &&
+			 (tried || !(note->flags & MEMFD_EVENT_F_KERNEL));
+		drop_leaver(waiters, note);
+	}
+	spin_unlock(&waiters->lock);
+	return denied;
+}
+
+static int sleep_on(struct memfd_pending *event, unsigned int state)
+{
+	if (!(current->flags & PF_EXITING))
+		return wait_event_state(event->wait,
+					READ_ONCE(event->verdict), state);
+	/* No signal reaches it any more, so there is a limit. */
+	wait_event_killable_timeout(event->wait, READ_ONCE(event->verdict),
+				    EXIT_WAIT);
+	return READ_ONCE(event->verdict) ? 0 : -ERESTARTSYS;
+}
+
+/**
  * memfd_waiters_wait() - sleep until the protection of some pages changes
  * @mp: Protection of the file; the caller holds a reference.
- * @writer: What the caller wants to write. It waits as long as the first page
- *	    has mode WAIT.
+ * @writer: What the caller wants to write, WAIT pages all of them.
+ *
+ * A fault in kernel mode that was denied leaves a note for
+ * memfd_waiters_was_denied().
  *
  * Context: Sleeps in @writer->state. The caller holds no lock that anybody
  * needs to make progress (Invariant S).
  * Return: 0 to ask again, -EPERM if the event was denied, -ERESTARTSYS on a
- * signal, -ENOMEM.
+ * signal or if the task exits and has waited for long enough, -ENOMEM.
  */
 int memfd_waiters_wait(struct memfd_protect *mp,
 		       const struct memfd_writer *writer)
@@ -251,28 +445,31 @@ int memfd_waiters_wait(struct memfd_protect *mp,
 	struct memfd_waiters *waiters = &mp->waiters;
 	struct memfd_pending *new, *event;
 	u64 start = ktime_get_ns();
-	int err;
+	int err = 0;
 	u8 verdict;
 
-	new = memfd_pending_alloc(writer, 0);
+	if (writer->type != MEMFD_EVENT_FAULT &&
+	    memfd_waiters_was_denied(waiters, writer, false))
+		return -EPERM;
+	new = pending_alloc(writer, 0);
 	if (!new)
 		return -ENOMEM;
 	new->flags |= MEMFD_EVENT_F_WAITING;
 	event = join(mp, writer, new);
-	memfd_pending_put(new);
 	if (!event)
-		return 0;
+		goto put;
 
-	err = wait_event_state(event->wait, READ_ONCE(event->verdict),
-			       writer->state);
-	verdict = leave(waiters, event);
+	err = sleep_on(event, writer->state);
+	verdict = leave(waiters, event, new, writer);
 	if (verdict)
 		err = verdict == MEMFD_VERDICT_DENY ? -EPERM : 0;
 	trace_memfd_protect_wait(mp->dev, mp->ino, event->cookie,
 				 memfd_offset(writer->first),
 				 memfd_length(writer->first, writer->last),
 				 writer->type, ktime_get_ns() - start, err);
-	memfd_pending_put(event);
+	pending_put(event);
+put:
+	pending_put(new);
 	return err;
 }
 
@@ -289,7 +486,7 @@ int memfd_waiters_wait(struct memfd_protect *mp,
 void memfd_waiters_report(struct memfd_waiters *waiters,
 			  const struct memfd_writer *writer)
 {
-	struct memfd_pending *new = memfd_pending_alloc(writer, __GFP_NOFAIL);
+	struct memfd_pending *new = pending_alloc(writer, __GFP_NOFAIL);
 
 	spin_lock(&waiters->lock);
 	if (waiters->open && !find_same(&waiters->reports, writer)) {
@@ -299,41 +496,23 @@ void memfd_waiters_report(struct memfd_waiters *waiters,
 		enqueue(waiters, new);
 	}
 	spin_unlock(&waiters->lock);
-	memfd_pending_put(new);
+	pending_put(new);
 }
 
 /**
- * memfd_waiters_wake() - all who wait for any page of a range ask again
- * @waiters: The file's.
- * @first: First page offset.
- * @last: Last page offset.
- *
- * Context: Any but interrupts. After the change has been stored.
- */
-void memfd_waiters_wake(struct memfd_waiters *waiters, pgoff_t first,
-			pgoff_t last)
-{
-	struct interval_tree_node *node;
-
-	spin_lock(&waiters->lock);
-	while ((node = interval_tree_iter_first(&waiters->by_offset, first,
-						last)))
-		detach(waiters,
-		       container_of(node, struct memfd_pending, offsets),
-		       MEMFD_VERDICT_RETRY);
-	spin_unlock(&waiters->lock);
-}
-
-/**
- * memfd_waiters_recheck() - who waits for pages that are no WAIT pages asks again
+ * memfd_waiters_recheck() - modes have changed: who need not wait asks again
  * @mp: Protection of the file.
- * @first: First page offset.
+ * @first: First page offset that changed.
  * @last: Last page offset.
+ * @denied: Whether they are DENY pages now.
+ *
+ * Those go on that wait for a first page that is no WAIT page any more, or for
+ * pages of which one is denied. Others would but go to sleep again.
  *
  * Context: Any but interrupts. After the change has been stored.
  */
 void memfd_waiters_recheck(struct memfd_protect *mp, pgoff_t first,
-			   pgoff_t last)
+			   pgoff_t last, bool denied)
 {
 	struct memfd_waiters *waiters = &mp->waiters;
 	struct interval_tree_node *node, *next;
@@ -342,15 +521,37 @@ void memfd_waiters_recheck(struct memfd_protect *mp, pgoff_t first,
 	rcu_read_lock();
 	for (node = interval_tree_iter_first(&waiters->by_offset, first, last);
 	     node; node = next) {
+		struct memfd_pending *event;
+
 		next = interval_tree_iter_next(node, first, last);
-		if (memfd_ranges_get(&mp->modes, node->start) !=
-		    MEMFD_MODE_WAIT)
-			detach(waiters, container_of(node, struct memfd_pending,
-						     offsets),
-			       MEMFD_VERDICT_RETRY);
+		event = container_of(node, struct memfd_pending, offsets);
+		if (denied || memfd_ranges_get(&mp->modes, node->start) !=
+			      MEMFD_MODE_WAIT)
+			detach(waiters, event, MEMFD_VERDICT_RETRY);
 	}
 	rcu_read_unlock();
 	spin_unlock(&waiters->lock);
+}
+
+/*
+ * The event of a cookie, and what it stands for. An event whose writers all died
+ * is none.
+ */
+static struct memfd_pending *look_up(struct memfd_waiters *waiters, u64 cookie,
+				     struct memfd_span *span, unsigned int *nr)
+{
+	struct memfd_pending *event = find_cookie(waiters, cookie);
+
+	if (!event)
+		return NULL;
+	if (event->leaver && leaver_died(event)) {
+		forget(waiters, event);
+		return NULL;
+	}
+	span->first = event->offsets.start;
+	span->last = event->offsets.last;
+	*nr = event->waiters;
+	return event;
 }
 
 /**
@@ -369,12 +570,7 @@ bool memfd_waiters_find(struct memfd_waiters *waiters, u64 cookie,
 	struct memfd_pending *event;
 
 	spin_lock(&waiters->lock);
-	event = find_cookie(waiters, cookie);
-	if (event) {
-		span->first = event->offsets.start;
-		span->last = event->offsets.last;
-		*nr = event->waiters;
-	}
+	event = look_up(waiters, cookie, span, nr);
 	spin_unlock(&waiters->lock);
 	return event;
 }
@@ -395,38 +591,74 @@ bool memfd_waiters_deny(struct memfd_waiters *waiters, u64 cookie,
 	struct memfd_pending *event;
 
 	spin_lock(&waiters->lock);
-	event = find_cookie(waiters, cookie);
-	if (event) {
-		span->first = event->offsets.start;
-		span->last = event->offsets.last;
-		*nr = event->waiters;
+	event = look_up(waiters, cookie, span, nr);
+	if (event)
 		detach(waiters, event, MEMFD_VERDICT_DENY);
-	}
 	spin_unlock(&waiters->lock);
 	return event;
 }
 
+/*
+ * DIRTY
+ */
+
+static bool is_dirty(const struct memfd_waiters *waiters,
+		     const struct memfd_pending *event)
+{
+	return event == &waiters->dirty;
+}
+
+/* The DIRTY event keeps the numbers of a process until it has others. */
+static void put_dirty(struct memfd_waiters *waiters)
+{
+	put_pid(waiters->dirty.pid);
+	put_pid(waiters->dirty.tid);
+	waiters->dirty.pid = NULL;
+	waiters->dirty.tid = NULL;
+}
+
 /**
- * memfd_waiters_set_dirty() - the log is not empty
+ * memfd_waiters_tell_dirty() - something was written into the log
  * @waiters: The file's.
- * @event: A DIRTY event to queue if it was empty, with one reference that goes
- *	   with it; or NULL if nobody is to be told.
+ * @writer: Who writes.
+ *
+ * Told once between two scans that take something.
  *
  * Context: memfd_protect.lock, which orders changes of the log.
  */
-void memfd_waiters_set_dirty(struct memfd_waiters *waiters,
-			     struct memfd_pending *event)
+void memfd_waiters_tell_dirty(struct memfd_waiters *waiters,
+			      const struct memfd_writer *writer)
 {
+	struct memfd_pending *event = &waiters->dirty;
+
+	if (READ_ONCE(waiters->told))
+		return;
 	spin_lock(&waiters->lock);
-	if (!waiters->logged && waiters->open && event) {
-		waiters->dirty = event;
+	if (waiters->open && list_empty(&event->queue)) {
+		put_dirty(waiters);
+		event->offsets.start = writer->first;
+		event->offsets.last = writer->last;
+		event->time_ns = ktime_get_ns();
+		event->pid = get_pid(task_tgid(current));
+		event->tid = get_pid(task_pid(current));
 		waiters->events++;
 		enqueue(waiters, event);
-		event = NULL;
 	}
-	waiters->logged = true;
+	waiters->told = true;
 	spin_unlock(&waiters->lock);
-	memfd_pending_put(event);
+}
+
+/**
+ * memfd_waiters_scanned() - a scan is about to take something out of the log
+ * @waiters: The file's.
+ *
+ * What is written from now on is told anew.
+ *
+ * Context: memfd_protect.lock, which orders changes of the log.
+ */
+void memfd_waiters_scanned(struct memfd_waiters *waiters)
+{
+	WRITE_ONCE(waiters->told, false);
 }
 
 /**
@@ -437,21 +669,24 @@ void memfd_waiters_set_dirty(struct memfd_waiters *waiters,
  */
 void memfd_waiters_drop_dirty(struct memfd_waiters *waiters)
 {
-	struct memfd_pending *event;
-
 	spin_lock(&waiters->lock);
-	event = waiters->dirty;
-	waiters->dirty = NULL;
-	waiters->logged = false;
-	if (event)
-		dequeue(waiters, event);
+	dequeue(waiters, &waiters->dirty);
+	put_dirty(waiters);
+	waiters->told = false;
 	spin_unlock(&waiters->lock);
-	memfd_pending_put(event);
 }
 
-static bool is_report(const struct memfd_pending *event)
+/*
+ * Readers
+ */
+
+/* In the reader's time namespace. */
+static u64 reader_time(u64 time_ns)
 {
-	return !event->cookie && event->type != MEMFD_EVENT_DIRTY;
+	struct timespec64 ts = ns_to_timespec64(time_ns);
+
+	timens_add_monotonic(&ts);
+	return timespec64_to_ns(&ts);
 }
 
 /**
@@ -478,10 +713,8 @@ struct memfd_pending *memfd_waiters_next(struct memfd_waiters *waiters,
 	dequeue(waiters, event);
 	if (event->cookie)
 		refcount_inc(&event->refs);
-	else if (is_report(event))
+	else if (!is_dirty(waiters, event))
 		interval_tree_remove(&event->offsets, &waiters->reports);
-	else
-		waiters->dirty = NULL;
 	*record = (struct memfd_event) {
 		.len = sizeof(*record),
 		.type = event->type,
@@ -492,7 +725,7 @@ struct memfd_pending *memfd_waiters_next(struct memfd_waiters *waiters,
 				       event->offsets.last),
 		.pid = pid_nr_ns(event->pid, ns),
 		.tid = pid_nr_ns(event->tid, ns),
-		.time_ns = event->time_ns,
+		.time_ns = reader_time(event->time_ns),
 	};
 out:
 	spin_unlock(&waiters->lock);
@@ -511,33 +744,24 @@ out:
 void memfd_waiters_end(struct memfd_waiters *waiters,
 		       struct memfd_pending *event, bool delivered)
 {
-	bool back = false;
+	bool put = true;
 
-	if (delivered)
-		goto put;
 	spin_lock(&waiters->lock);
-	if (event->cookie) {
-		back = !event->verdict;
-	} else if (!waiters->open) {
-		back = false;
-	} else if (is_report(event)) {
+	if (is_dirty(waiters, event)) {
+		/* Unless it has been told anew, or need not be told any more. */
+		if (!delivered && waiters->told && list_empty(&event->queue))
+			requeue(waiters, event);
+		put = false;
+	} else if (!delivered && event->cookie && !event->verdict) {
+		requeue(waiters, event);
+	} else if (!delivered && !event->cookie && waiters->open) {
 		interval_tree_insert(&event->offsets, &waiters->reports);
-		back = true;
-	} else if (waiters->logged && !waiters->dirty) {
-		waiters->dirty = event;
-		back = true;
+		requeue(waiters, event);
+		put = false;
 	}
-	if (back) {
-		list_add(&event->queue, &waiters->queue);
-		waiters->nr_unread++;
-		wake_up_poll(&waiters->readers, EPOLLIN | EPOLLRDNORM);
-	}
-	/* The queue holds no reference of an event that writers wait for. */
-	back = back && !event->cookie;
 	spin_unlock(&waiters->lock);
-put:
-	if (!back)
-		memfd_pending_put(event);
+	if (put)
+		pending_put(event);
 }
 
 /**
@@ -562,21 +786,25 @@ void memfd_waiters_open(struct memfd_waiters *waiters)
 void memfd_waiters_close(struct memfd_waiters *waiters)
 {
 	struct memfd_pending *event, *next;
+	struct interval_tree_node *node;
 	LIST_HEAD(unread);
 
 	memfd_waiters_drop_dirty(waiters);
 	spin_lock(&waiters->lock);
 	waiters->open = false;
-	spin_unlock(&waiters->lock);
-	memfd_waiters_wake(waiters, 0, MEMFD_RANGES_LAST);
-
-	spin_lock(&waiters->lock);
+	while ((node = interval_tree_iter_first(&waiters->by_offset, 0,
+						ULONG_MAX)))
+		detach(waiters,
+		       container_of(node, struct memfd_pending, offsets),
+		       MEMFD_VERDICT_RETRY);
+	list_for_each_entry_safe(event, next, &waiters->leavers, leavers)
+		drop_leaver(waiters, event);
 	list_splice_init(&waiters->queue, &unread);
 	waiters->reports = RB_ROOT_CACHED;
 	waiters->nr_unread = 0;
 	spin_unlock(&waiters->lock);
 	list_for_each_entry_safe(event, next, &unread, queue) {
 		list_del_init(&event->queue);
-		memfd_pending_put(event);
+		pending_put(event);
 	}
 }

@@ -38,9 +38,7 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
-#include <linux/rcupdate_wait.h>
 #include <linux/sched/signal.h>
-#include <linux/xarray.h>
 #include <asm/tlbflush.h>
 
 #include "internal.h"
@@ -227,72 +225,4 @@ int memfd_walk_protect(struct address_space *mapping,
 	}
 	i_mmap_unlock_read(mapping);
 	return err;
-}
-
-/*
- * A writer's pin on a small folio adds GUP_PIN_COUNTING_BIAS to the reference
- * count. folio_maybe_dma_pinned() would also take 1024 mappings for one. The
- * two counts are not read at once, so half of the bias is left for mappings that
- * come and go in between. If references count, then all but those of page cache
- * and mappings do.
- */
-static bool folio_is_pinned(struct folio *folio, bool references)
-{
-	if (references)
-		return folio_ref_count(folio) - folio_mapcount(folio) !=
-		       folio_nr_pages(folio);
-	if (folio_test_large(folio))
-		return atomic_read(&folio->_pincount) > 0;
-	if (folio_ref_count(folio) < GUP_PIN_COUNTING_BIAS)
-		return false;
-	return folio_ref_count(folio) - folio_mapcount(folio) >=
-	       GUP_PIN_COUNTING_BIAS / 2;
-}
-
-/**
- * memfd_walk_pinned() - find a page that is pinned for DMA
- * @mapping: The file's.
- * @span: In: where to look. Out: the part of it that the pinned folio has.
- * @references: Take any reference for a pin, as memfd sealing does.
- *
- * A pin for reading looks like one for writing. Pins taken through a page
- * table are seen if memfd_walk_protect() came before: GUP-fast looks at the entry
- * again after it took the pin, and a full barrier lies between the change of
- * the entry and the look at the count.
- *
- * Context: May sleep.
- * Return: True if there is one.
- */
-bool memfd_walk_pinned(struct address_space *mapping, struct memfd_span *span,
-		       bool references)
-{
-	XA_STATE(xas, &mapping->i_pages, span->first);
-	unsigned int batch = 0;
-	struct folio *folio;
-
-	if (!memfd_hook(PINS))
-		return false;
-	/* Modes are stored before counts are read: memfd_protect_pin_end(). */
-	smp_mb();
-	rcu_read_lock();
-	xas_for_each(&xas, folio, span->last) {
-		if (xas_retry(&xas, folio) || xa_is_value(folio))
-			continue;
-		if (folio_is_pinned(folio, references) &&
-		    xas_reload(&xas) == folio) {
-			pgoff_t first = folio->index;
-			pgoff_t last = first + folio_nr_pages(folio) - 1;
-
-			rcu_read_unlock();
-			span->first = max(span->first, first);
-			span->last = min(span->last, last);
-			return true;
-		}
-		if (++batch % XA_CHECK_SCHED == 0) {
-			xas_pause(&xas);
-			cond_resched_rcu();
-		}
-	}
-	rcu_read_unlock();
-	return false;
 }

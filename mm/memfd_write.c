@@ -15,17 +15,6 @@
 
 #include <trace/events/memfd_protect.h>
 
-static int call_verdict(struct memfd_protect *mp, struct memfd_writer *writer,
-			bool log)
-{
-	int verdict;
-
-	mutex_lock(&mp->lock);
-	verdict = memfd_state_verdict(mp, writer, log);
-	mutex_unlock(&mp->lock);
-	return verdict;
-}
-
 /* Kernel threads never sleep here: whom would they keep waiting? */
 static int call_may_wait(struct memfd_protect *mp, struct memfd_writer *writer)
 {
@@ -43,7 +32,7 @@ static int call_may_wait(struct memfd_protect *mp, struct memfd_writer *writer)
 static int call_check(struct memfd_protect *mp, struct inode *inode,
 		      struct memfd_writer *writer, bool log)
 {
-	int err = call_verdict(mp, writer, log);
+	int err = memfd_state_verdict(mp, writer, log);
 
 	if (err != -EAGAIN)
 		return err;
@@ -83,7 +72,7 @@ int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
 			.type = MEMFD_EVENT_WRITE,
 		};
 		if (iocb->ki_flags & IOCB_NOWAIT)
-			return call_verdict(mp, &writer, true);
+			return memfd_state_verdict(mp, &writer, true);
 		ret = call_check(mp, inode, &writer, true);
 		if (ret != -EAGAIN)
 			return ret;

@@ -73,6 +73,7 @@ void memfd_protect_open(struct inode *inode, struct file *file);
 void memfd_protect_show_fdinfo(struct seq_file *m, struct file *file);
 
 vm_fault_t __memfd_protect_fault(struct vm_fault *vmf);
+bool __memfd_protect_may_wait(struct mm_struct *mm, unsigned long addr);
 vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf);
 void __memfd_protect_set_ptes(struct vm_area_struct *vma, unsigned long addr,
 			      pte_t *ptep, pte_t pte, unsigned int nr);
@@ -89,7 +90,9 @@ bool __memfd_protect_access_begin(struct vm_area_struct *vma,
 void __memfd_protect_access_end(struct page *page);
 int __memfd_protect_got_pages(struct page **pages, int nr);
 int __memfd_protect_pin_begin(struct file *file, loff_t start, loff_t end);
-bool __memfd_protect_pin_end(struct file *file, loff_t start, loff_t end);
+bool __memfd_protect_pin_end(struct file *file, struct folio **folios,
+			     unsigned int nr, loff_t start, loff_t end);
+void __memfd_protect_pinned(struct folio *folio);
 
 /**
  * memfd_protect_fault() - a write fault asks before it gets its page
@@ -102,6 +105,24 @@ bool __memfd_protect_pin_end(struct file *file, loff_t start, loff_t end);
 static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
 {
 	return vma_memfd_protect(vmf->vma) ? __memfd_protect_fault(vmf) : 0;
+}
+
+/**
+ * memfd_protect_may_wait() - whether a fault is to be one that may wait
+ * @mm: Address space of the current task.
+ * @addr: Where it is going to write.
+ *
+ * For those who do without FAULT_FLAG_ALLOW_RETRY as a rule. A fault that has it
+ * fails for a task that is being killed, so that task does without.
+ *
+ * Context: mmap lock.
+ * Return: True if so.
+ */
+static inline bool memfd_protect_may_wait(struct mm_struct *mm,
+					  unsigned long addr)
+{
+	return static_branch_unlikely(&memfd_protect_used) &&
+	       __memfd_protect_may_wait(mm, addr);
 }
 
 /**
@@ -310,17 +331,35 @@ static inline int memfd_protect_pin_begin(struct file *file, loff_t start,
 /**
  * memfd_protect_pin_end() - memfd_pin_folios() has pinned
  * @file: The memfd.
+ * @folios: The folios.
+ * @nr: Their number.
  * @start: First byte.
  * @end: Last byte.
  *
  * Context: May sleep.
  * Return: False if something is protected by now: unpin, and ask again.
  */
-static inline bool memfd_protect_pin_end(struct file *file, loff_t start,
-					 loff_t end)
+static inline bool memfd_protect_pin_end(struct file *file,
+					 struct folio **folios, unsigned int nr,
+					 loff_t start, loff_t end)
 {
 	return !static_branch_unlikely(&memfd_protect_used) ||
-	       __memfd_protect_pin_end(file, start, end);
+	       __memfd_protect_pin_end(file, folios, nr, start, end);
+}
+
+/**
+ * memfd_protect_pinned() - a folio was pinned by way of a page table
+ * @folio: The folio, with the new pin.
+ * @flags: FOLL_*.
+ *
+ * Pins that are there for writing are told from others by a mark.
+ *
+ * Context: Any. The page table lock, or the entry is compared once more later.
+ */
+static inline void memfd_protect_pinned(struct folio *folio, unsigned int flags)
+{
+	if (static_branch_unlikely(&memfd_protect_used) && (flags & FOLL_WRITE))
+		__memfd_protect_pinned(folio);
 }
 
 #else /* !CONFIG_MEMFD_PROTECT */
@@ -350,6 +389,12 @@ static inline void memfd_protect_show_fdinfo(struct seq_file *m,
 static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
 {
 	return 0;
+}
+
+static inline bool memfd_protect_may_wait(struct mm_struct *mm,
+					  unsigned long addr)
+{
+	return false;
 }
 
 static inline vm_fault_t memfd_protect_wp_fault(struct vm_fault *vmf)
@@ -421,10 +466,15 @@ static inline int memfd_protect_pin_begin(struct file *file, loff_t start,
 	return 0;
 }
 
-static inline bool memfd_protect_pin_end(struct file *file, loff_t start,
-					 loff_t end)
+static inline bool memfd_protect_pin_end(struct file *file,
+					 struct folio **folios, unsigned int nr,
+					 loff_t start, loff_t end)
 {
 	return true;
+}
+
+static inline void memfd_protect_pinned(struct folio *folio, unsigned int flags)
+{
 }
 
 #endif /* CONFIG_MEMFD_PROTECT */

@@ -563,6 +563,12 @@ static void scenario_pins(struct scene *s)
 	job_exit(&job);
 }
 
+/* mark: GUP tells the pin from those of readers */
+static void scenario_mark(struct scene *s)
+{
+	scenario_pins(s);
+}
+
 /* flight: a call that is going to fail is not to be noticed by anyone */
 static long store_far(void *arg)
 {
@@ -586,9 +592,19 @@ static void *watch_store(void *arg)
 	return NULL;
 }
 
+static void *protect_all(void *arg)
+{
+	struct actor *a = arg;
+
+	a->out.ret = protect_pages(a->scene->fd, 0, 0, MEMFD_PROTECT_DENY);
+	return NULL;
+}
+
+/* The pin comes when it has been looked for, and before the walk */
 static void scenario_flight(struct scene *s)
 {
-	struct actor a = { .scene = s };
+	struct actor watcher = { .scene = s }, protector = { .scene = s };
+	unsigned int rightly = 0;
 	struct job job = {
 		.fd = s->fd, .nfd = -1, .map = s->map, .len = s->page,
 		.offset = THE_PAGE * s->page, .byte = NEW_BYTE,
@@ -599,18 +615,30 @@ static void scenario_flight(struct scene *s)
 		s->skip = "no io_uring";
 		return;
 	}
-	pthread_create(&a.thread, NULL, watch_store, &a);
-	for (unsigned int i = 0; i < 3 && !a.turns; i++) {
+	debug_set("delay_us", "pins", 60000);
+	pthread_create(&watcher.thread, NULL, watch_store, &watcher);
+	for (unsigned int i = 0; i < 5 && watcher.turns == rightly; i++) {
 		struct iovec iov = job_iov(&job);
 
-		if (io_uring_register_buffers(&job.ring, &iov, 1) < 0)
+		pthread_create(&protector.thread, NULL, protect_all,
+			       &protector);
+		usleep(20000);
+		if (io_uring_register_buffers(&job.ring, &iov, 1) >= 0) {
+			pthread_join(protector.thread, NULL);
+			s->tries += protector.out.ret == -EBUSY;
+			io_uring_unregister_buffers(&job.ring);
+		} else {
+			pthread_join(protector.thread, NULL);
+		}
+		if (protector.out.ret)
 			continue;
-		if (protect_pages(s->fd, 0, 0, MEMFD_PROTECT_DENY) == -EBUSY)
-			s->tries++;
-		io_uring_unregister_buffers(&job.ring);
+		/* The pin was too late */
+		unprotect_pages(s->fd, 0, 0);
+		usleep(5000);
+		rightly = watcher.turns;
 	}
-	actor_stop(&a);
-	s->violations += a.turns;
+	actor_stop(&watcher);
+	s->violations += watcher.turns - rightly;
 	job_exit(&job);
 }
 
@@ -796,6 +824,7 @@ HOOK(flush, "flush", NULL, 0, 200);
 HOOK(nested_flush, "nested_flush", NULL, 0, 400);
 HOOK(batched_flush, "batched_flush", NULL, 0, 400);
 HOOK(pins, "pins", NULL, 0, 1);
+HOOK(mark, "mark", NULL, 0, 1);
 HOOK(flight, "flight", "flight", 20000, 1);
 HOOK(write, "write", NULL, 0, 1);
 HOOK(punch, "punch", NULL, 0, 1);
