@@ -45,6 +45,12 @@
 #include "memfd_debug.h"
 #include "memfd_protect.h"
 
+/*
+ * Secondary MMUs lose what lies between two spans that are so many pages apart, or
+ * fewer, and fault it in again: that costs less than to be told twice.
+ */
+#define NOTIFY_GAP	16
+
 /**
  * struct memfd_walk - the walk in one VMA
  * @vma: The VMA.
@@ -157,38 +163,95 @@ static bool span_in_vma(struct vm_area_struct *vma,
 	return true;
 }
 
+/*
+ * Walks spans of which each has pages in the VMA. Secondary MMUs are told of spans
+ * that are close to each other together.
+ */
+static int walk_spans(struct memfd_walk *walk, const struct memfd_span *spans,
+		      unsigned int nr)
+{
+	struct vm_area_struct *vma = walk->vma;
+	struct mmu_notifier_range range;
+	unsigned long start, end, from, to;
+	unsigned int i;
+	int err = 0;
+
+	span_in_vma(vma, &spans[0], &start, &to);
+	span_in_vma(vma, &spans[nr - 1], &from, &end);
+	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0,
+				vma->vm_mm, start, end);
+	mmu_notifier_invalidate_range_start(&range);
+	for (i = 0; !err && i < nr; i++) {
+		span_in_vma(vma, &spans[i], &from, &to);
+		err = walk_range(walk, from, to);
+	}
+	mmu_notifier_invalidate_range_end(&range);
+	return err;
+}
+
+/* How many of the first spans are close to each other. */
+static unsigned int spans_together(const struct memfd_span *spans,
+				   unsigned int nr)
+{
+	unsigned int i = 1;
+
+	while (i < nr && spans[i].first - spans[i - 1].last <= NOTIFY_GAP)
+		i++;
+	return i;
+}
+
+/* The first span that does not end before a page. */
+static unsigned int find_span(const struct memfd_span *spans, unsigned int nr,
+			      pgoff_t index)
+{
+	unsigned int low = 0, high = nr;
+
+	while (low < high) {
+		unsigned int middle = low + (high - low) / 2;
+
+		if (spans[middle].last < index)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/*
+ * TLBs are flushed once, behind all spans. What a secondary MMU finds when it faults
+ * in before that is read-only.
+ */
 static int walk_vma(struct vm_area_struct *vma, const struct memfd_span *spans,
 		    unsigned int nr)
 {
 	struct memfd_walk walk = { .vma = vma, .flush_start = ULONG_MAX };
 	struct mm_struct *mm = vma->vm_mm;
-	struct mmu_notifier_range range;
-	unsigned long start = ULONG_MAX, end = 0, from, to;
-	unsigned int i;
+	unsigned long start, end, from, to;
+	unsigned int i, some;
 	int err = 0;
 
-	for (i = 0; i < nr; i++) {
-		if (!span_in_vma(vma, &spans[i], &from, &to))
-			continue;
-		start = min(start, from);
-		end = to;
-	}
-	if (start >= end)
+	i = find_span(spans, nr, vma->vm_pgoff);
+	spans += i;
+	nr -= i;
+	i = find_span(spans, nr, vma->vm_pgoff + vma_pages(vma) - 1);
+	nr = min(nr, i + 1);
+	if (nr && !span_in_vma(vma, &spans[nr - 1], &from, &end))
+		nr--;
+	if (!nr)
 		return 0;
+	span_in_vma(vma, &spans[0], &start, &to);
+	span_in_vma(vma, &spans[nr - 1], &from, &end);
 
-	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0, mm,
-				start, end);
-	mmu_notifier_invalidate_range_start(&range);
 	inc_tlb_flush_pending(mm);
-	for (i = 0; !err && i < nr; i++)
-		if (span_in_vma(vma, &spans[i], &from, &to))
-			err = walk_range(&walk, from, to);
+	for (i = 0; !err && i < nr; i += some) {
+		some = spans_together(&spans[i], nr - i);
+		err = walk_spans(&walk, &spans[i], some);
+	}
 	if (mm_tlb_flush_nested(mm) && memfd_hook(NESTED_FLUSH))
 		flush_tlb_range(vma, start, end);
 	else if (walk.flush_start < walk.flush_end && memfd_hook(FLUSH))
 		flush_tlb_range(vma, walk.flush_start, walk.flush_end);
 	dec_tlb_flush_pending(mm);
-	mmu_notifier_invalidate_range_end(&range);
 	return err;
 }
 
@@ -198,7 +261,8 @@ static int walk_vma(struct vm_area_struct *vma, const struct memfd_span *spans,
  * @spans: The ranges, ascending and disjoint.
  * @nr: How many.
  *
- * Each process is flushed once, whatever the number of ranges.
+ * Each VMA is flushed once, whatever the number of ranges, and is asked only about
+ * those that it maps.
  *
  * Context: May sleep. inode_lock(), so that one walk goes on at a time.
  * Return: 0, or -EINTR if the caller was killed, with part of the work done.
