@@ -2,9 +2,15 @@
 /*
  * System calls that change a memfd ask here first: write(2) and its kin, hole
  * punching, truncation.
+ *
+ * What a seal refuses is not asked for, and not logged. Seals are added under
+ * inode_lock(), which the caller holds from the question to the end of its
+ * writing, and they are looked at anew whenever it was dropped to wait. The answer
+ * is then 0, and the caller, who knows about seals, refuses.
  */
 
 #include <linux/fs.h>
+#include <linux/pagemap.h>
 #include <linux/pipe_fs_i.h>
 #include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
@@ -54,6 +60,33 @@ static int call_check(struct memfd_protect *mp, struct inode *inode,
 	return err ?: -EAGAIN;
 }
 
+/*
+ * The pages of a write of @len bytes that seals let through; false if there are
+ * none. Under F_SEAL_GROW shmem_write_begin() refuses each folio's worth that would
+ * end behind EOF; what goes before it is written.
+ */
+static bool write_pages(struct memfd_writer *writer, struct inode *inode,
+			loff_t pos, loff_t len)
+{
+	unsigned int seals = SHMEM_I(inode)->seals;
+	loff_t size = i_size_read(inode);
+	loff_t end = pos + min(len, LLONG_MAX - pos);
+
+	if (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+		return false;
+	if ((seals & F_SEAL_GROW) && end > size)
+		end = round_down(size,
+				 mapping_max_folio_size(inode->i_mapping));
+	if (end <= pos)
+		return false;
+	*writer = (struct memfd_writer) {
+		.first = pos >> PAGE_SHIFT,
+		.last = (end - 1) >> PAGE_SHIFT,
+		.type = MEMFD_EVENT_WRITE,
+	};
+	return true;
+}
+
 int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
@@ -63,14 +96,10 @@ int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
 
 	if (!mp || !memfd_hook(WRITE))
 		return 0;
-	for (;;) {
-		loff_t end = iocb->ki_pos + iov_iter_count(from) - 1;
-
-		writer = (struct memfd_writer) {
-			.first = iocb->ki_pos >> PAGE_SHIFT,
-			.last = end >> PAGE_SHIFT,
-			.type = MEMFD_EVENT_WRITE,
-		};
+	do {
+		if (!write_pages(&writer, inode, iocb->ki_pos,
+				 iov_iter_count(from)))
+			return 0;
 		if (iocb->ki_flags & IOCB_NOWAIT)
 			return memfd_state_verdict(mp, &writer, true);
 		ret = call_check(mp, inode, &writer, true);
@@ -78,48 +107,71 @@ int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
 			return ret;
 		/* The file may have another size now; where to append, too. */
 		ret = generic_write_checks(iocb, from);
-		if (ret <= 0)
-			return ret;
-	}
+	} while (ret > 0);
+	return ret;
 }
 
-/* For changes of [first byte, end of file or before]; all in bytes. */
-static int call_change(struct inode *inode, loff_t start, loff_t end, u16 type)
+/*
+ * The pages that lose contents if the bytes from @start to @last do; false if there
+ * are none. What is in the file's last page behind EOF can be seen in a mapping,
+ * so it counts. There is nothing behind that page.
+ */
+static bool change_pages(struct memfd_writer *writer, struct inode *inode,
+			 loff_t start, loff_t last, u16 type)
+{
+	loff_t size = i_size_read(inode);
+
+	if (!size || start >> PAGE_SHIFT > (size - 1) >> PAGE_SHIFT)
+		return false;
+	*writer = (struct memfd_writer) {
+		.first = start >> PAGE_SHIFT,
+		.last = min(last, size - 1) >> PAGE_SHIFT,
+		.type = type,
+	};
+	return true;
+}
+
+int __memfd_protect_punch(struct inode *inode, loff_t offset, loff_t len)
 {
 	struct memfd_protect *mp = memfd_protect_of(inode);
 	struct memfd_writer writer;
 	int err;
 
-	if (!mp)
+	if (!mp || !memfd_hook(PUNCH))
 		return 0;
 	do {
-		/* There are no contents behind the end of the file. */
-		loff_t stop = min(end, i_size_read(inode));
-
-		if (start >= stop)
+		if (SHMEM_I(inode)->seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
 			return 0;
-		writer = (struct memfd_writer) {
-			.first = start >> PAGE_SHIFT,
-			.last = (stop - 1) >> PAGE_SHIFT,
-			.type = type,
-		};
+		if (!change_pages(&writer, inode, offset, offset + len - 1,
+				  MEMFD_EVENT_PUNCH))
+			return 0;
 		err = call_check(mp, inode, &writer, true);
 	} while (err == -EAGAIN);
 	return err;
 }
 
-int __memfd_protect_punch(struct inode *inode, loff_t offset, loff_t len)
-{
-	if (!memfd_hook(PUNCH))
-		return 0;
-	return call_change(inode, offset, offset + len, MEMFD_EVENT_PUNCH);
-}
-
 int __memfd_protect_truncate(struct inode *inode, loff_t size)
 {
-	if (!memfd_hook(TRUNCATE))
+	struct memfd_protect *mp = memfd_protect_of(inode);
+	struct memfd_writer writer;
+	int err;
+
+	if (!mp || !memfd_hook(TRUNCATE))
 		return 0;
-	return call_change(inode, size, LLONG_MAX, MEMFD_EVENT_TRUNCATE);
+	do {
+		loff_t old = i_size_read(inode);
+
+		if (size > old)
+			return 0;
+		if (size < old && (SHMEM_I(inode)->seals & F_SEAL_SHRINK))
+			return 0;
+		/* The old size again clears the last page behind it. */
+		if (!change_pages(&writer, inode, size, LLONG_MAX,
+				  MEMFD_EVENT_TRUNCATE))
+			return 0;
+		err = call_check(mp, inode, &writer, true);
+	} while (err == -EAGAIN);
+	return err;
 }
 
 /*
@@ -132,17 +184,13 @@ static int call_check_pieces(struct inode *inode, loff_t pos, loff_t len)
 	struct memfd_writer writer;
 	int err;
 
-	if (!mp || len <= 0 || pos < 0 || !memfd_hook(SPLICE))
+	if (!mp || pos < 0 || !memfd_hook(SPLICE))
 		return 0;
 	inode_lock(inode);
 	do {
-		loff_t end = min(len, LLONG_MAX - pos) + pos;
-
-		writer = (struct memfd_writer) {
-			.first = pos >> PAGE_SHIFT,
-			.last = (end - 1) >> PAGE_SHIFT,
-			.type = MEMFD_EVENT_WRITE,
-		};
+		err = 0;
+		if (!write_pages(&writer, inode, pos, len))
+			break;
 		err = call_check(mp, inode, &writer, false);
 	} while (err == -EAGAIN);
 	inode_unlock(inode);
