@@ -143,14 +143,17 @@ void memfd_protect_mmap(struct inode *inode, struct vm_area_struct *vma)
  * @inode: A shmem inode.
  * @file: The new open file description.
  *
- * Writers can ask not to be kept waiting (IOCB_NOWAIT).
+ * Writers can ask not to be kept waiting (IOCB_NOWAIT). Nobody sleeps with the file
+ * position locked: what memfd_create() returns does not lock it either.
  *
  * Context: Any.
  */
 void memfd_protect_open(struct inode *inode, struct file *file)
 {
-	if (SHMEM_I(inode)->protect)
-		file->f_mode |= FMODE_NOWAIT;
+	if (!SHMEM_I(inode)->protect)
+		return;
+	file->f_mode |= FMODE_NOWAIT;
+	file->f_mode &= ~FMODE_ATOMIC_POS;
 }
 
 /*

@@ -7,6 +7,10 @@
  * inode_lock(), which the caller holds from the question to the end of its
  * writing, and they are looked at anew whenever it was dropped to wait. The answer
  * is then 0, and the caller, who knows about seals, refuses.
+ *
+ * Who waits here holds no lock that others need: inode_lock() is dropped, and that
+ * of a pipe is not held. splice() writes with IOCB_NOWAIT while it has that one,
+ * and waits without it (memfd_protect_splice_wait()).
  */
 
 #include <linux/fs.h>
@@ -182,13 +186,11 @@ static int call_check_pieces(struct inode *inode, loff_t pos, loff_t len)
 {
 	struct memfd_protect *mp = memfd_protect_of(inode);
 	struct memfd_writer writer;
-	int err;
+	int err = 0;
 
-	if (!mp || pos < 0 || !memfd_hook(SPLICE))
-		return 0;
-	inode_lock(inode);
+	if (down_write_killable(&inode->i_rwsem))
+		return -EINTR;
 	do {
-		err = 0;
 		if (!write_pages(&writer, inode, pos, len))
 			break;
 		err = call_check(mp, inode, &writer, false);
@@ -197,26 +199,120 @@ static int call_check_pieces(struct inode *inode, loff_t pos, loff_t len)
 	return err;
 }
 
+/*
+ * Nobody knows how much a source without a size has: the whole cannot be asked for
+ * before. So the count is made to end before the first page that is protected. If
+ * that is the very first, its piece will wait or fail, if there is any data for it,
+ * and the count ends before the next one.
+ */
+static void clip_to_unprotected(struct inode *inode, loff_t pos, size_t *len)
+{
+	const unsigned int modes = BIT(MEMFD_MODE_WAIT) | BIT(MEMFD_MODE_DENY);
+	struct memfd_protect *mp = memfd_protect_of(inode);
+	struct memfd_writer writer;
+	pgoff_t first, last;
+	bool found;
+
+	/* What is in flight may not stay. */
+	if (down_read_killable(&inode->i_rwsem))
+		return;
+	if (!write_pages(&writer, inode, pos, *len))
+		goto unlock;
+	first = writer.first;
+	last = writer.last;
+	mutex_lock(&mp->lock);
+	found = memfd_ranges_find(&mp->modes, modes, &first, &last);
+	if (found && first == writer.first) {
+		first = last + 1;
+		last = writer.last;
+		found = memfd_ranges_find(&mp->modes, modes, &first, &last);
+	}
+	mutex_unlock(&mp->lock);
+	if (found)
+		*len = min_t(loff_t, *len, memfd_offset(first) - pos);
+unlock:
+	inode_unlock_shared(inode);
+}
+
 int __memfd_protect_splice_file(struct file *in, loff_t in_pos,
-				struct file *out, loff_t out_pos, size_t len)
+				struct file *out, loff_t out_pos, size_t *len)
 {
 	loff_t there = i_size_read(in->f_mapping->host) - in_pos;
+	struct inode *inode = file_inode(out);
 
-	return call_check_pieces(file_inode(out), out_pos,
-				 min_t(loff_t, len, there));
+	if (!memfd_protect_of(inode) || out_pos < 0 || !memfd_hook(SPLICE))
+		return 0;
+	if (there > 0)
+		return call_check_pieces(inode, out_pos,
+					 min_t(loff_t, *len, there));
+	clip_to_unprotected(inode, out_pos, len);
+	return 0;
+}
+
+static size_t pipe_bytes(struct pipe_inode_info *pipe)
+{
+	size_t bytes = 0;
+	unsigned int i;
+
+	pipe_lock(pipe);
+	for (i = pipe->tail; i != pipe->head; i++)
+		bytes += pipe->bufs[i & (pipe->ring_size - 1)].len;
+	pipe_unlock(pipe);
+	return bytes;
 }
 
 int __memfd_protect_splice_pipe(struct pipe_inode_info *pipe, struct file *out,
-				loff_t pos, size_t len)
+				loff_t pos, size_t *len)
 {
-	unsigned int i;
-	size_t there = 0;
+	struct inode *inode = file_inode(out);
+	size_t there;
+	int err = 0;
 
-	if (!memfd_protect_of(file_inode(out)))
+	if (!memfd_protect_of(inode) || pos < 0 || !memfd_hook(SPLICE))
 		return 0;
-	pipe_lock(pipe);
-	for (i = pipe->tail; i != pipe->head; i++)
-		there += pipe->bufs[i & (pipe->ring_size - 1)].len;
-	pipe_unlock(pipe);
-	return call_check_pieces(file_inode(out), pos, min(len, there));
+	there = pipe_bytes(pipe);
+	if (there)
+		err = call_check_pieces(inode, pos, min(*len, there));
+	if (!err && there < *len)
+		clip_to_unprotected(inode, pos, len);
+	return err;
+}
+
+void __memfd_protect_splice_nowait(struct kiocb *iocb)
+{
+	if (memfd_protect_of(file_inode(iocb->ki_filp)) &&
+	    memfd_hook(SPLICE_LOCK))
+		iocb->ki_flags |= IOCB_NOWAIT;
+}
+
+/**
+ * memfd_protect_splice_wait() - wait until a piece of a splice can be written
+ * @out: A file for which memfd_protect_splice_nowait() set IOCB_NOWAIT.
+ * @pos: Where to, in bytes.
+ * @len: Bytes in the piece.
+ *
+ * After -EAGAIN, be it for a protected page or for inode_lock(): this function takes
+ * it, so that who tries again and again sleeps in between.
+ *
+ * Context: May sleep; no locks.
+ * Return: 0 to try again, or a negative error.
+ */
+int memfd_protect_splice_wait(struct file *out, loff_t pos, size_t len)
+{
+	return call_check_pieces(file_inode(out), pos, len);
+}
+
+int __memfd_protect_read(struct kiocb *iocb, pgoff_t index)
+{
+	struct folio *folio = filemap_get_entry(iocb->ki_filp->f_mapping, index);
+	bool busy;
+
+	if (!folio)
+		return 0;
+	/* In the swap. */
+	if (xa_is_value(folio))
+		return -EAGAIN;
+	busy = folio_test_locked(folio);
+	folio_put(folio);
+	return busy ? -EAGAIN : 0;
 }

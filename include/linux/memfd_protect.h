@@ -82,9 +82,12 @@ int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from);
 int __memfd_protect_punch(struct inode *inode, loff_t offset, loff_t len);
 int __memfd_protect_truncate(struct inode *inode, loff_t size);
 int __memfd_protect_splice_file(struct file *in, loff_t in_pos,
-				struct file *out, loff_t out_pos, size_t len);
+				struct file *out, loff_t out_pos, size_t *len);
 int __memfd_protect_splice_pipe(struct pipe_inode_info *pipe, struct file *out,
-				loff_t pos, size_t len);
+				loff_t pos, size_t *len);
+void __memfd_protect_splice_nowait(struct kiocb *iocb);
+int memfd_protect_splice_wait(struct file *out, loff_t pos, size_t len);
+int __memfd_protect_read(struct kiocb *iocb, pgoff_t index);
 bool __memfd_protect_access_begin(struct vm_area_struct *vma,
 				  unsigned long addr, struct page *page);
 void __memfd_protect_access_end(struct page *page);
@@ -223,18 +226,19 @@ static inline int memfd_protect_truncate(struct inode *inode, loff_t size)
 
 /**
  * memfd_protect_splice_file() - sendfile() and copy_file_range() ask once for all
- * @in: Where the data comes from, a file with a size.
+ * @in: Where the data comes from.
  * @in_pos: From where on, in bytes.
  * @out: Where it goes.
  * @out_pos: Where to, in bytes.
- * @len: How much at most, in bytes.
+ * @len: How much at most, in bytes. Is made less if @in has no size, and there is
+ *	 a protected page in the way.
  *
  * Context: May sleep; no locks.
  * Return: 0 to go on, or a negative error.
  */
 static inline int memfd_protect_splice_file(struct file *in, loff_t in_pos,
 					    struct file *out, loff_t out_pos,
-					    size_t len)
+					    size_t *len)
 {
 	return static_branch_unlikely(&memfd_protect_used) ?
 	       __memfd_protect_splice_file(in, in_pos, out, out_pos, len) : 0;
@@ -245,17 +249,46 @@ static inline int memfd_protect_splice_file(struct file *in, loff_t in_pos,
  * @pipe: Where the data comes from.
  * @out: Where it goes.
  * @pos: Where to, in bytes.
- * @len: How much at most, in bytes.
+ * @len: How much at most, in bytes. Is made less if that is not in the pipe yet,
+ *	 and there is a protected page in the way.
  *
  * Context: May sleep; no locks, the pipe's neither.
  * Return: 0 to go on, or a negative error.
  */
 static inline int memfd_protect_splice_pipe(struct pipe_inode_info *pipe,
 					    struct file *out, loff_t pos,
-					    size_t len)
+					    size_t *len)
 {
 	return static_branch_unlikely(&memfd_protect_used) ?
 	       __memfd_protect_splice_pipe(pipe, out, pos, len) : 0;
+}
+
+/**
+ * memfd_protect_splice_nowait() - a piece is written with the pipe locked
+ * @iocb: How it is going to be written.
+ *
+ * Whoever else uses the pipe is not to wait for what its writer waits for. So that
+ * one gets -EAGAIN instead, and must wait by memfd_protect_splice_wait().
+ */
+static inline void memfd_protect_splice_nowait(struct kiocb *iocb)
+{
+	if (static_branch_unlikely(&memfd_protect_used))
+		__memfd_protect_splice_nowait(iocb);
+}
+
+/**
+ * memfd_protect_read() - whether read(2) can have a page at once
+ * @iocb: How it reads, of a shmem file.
+ * @index: The page offset.
+ *
+ * Only files with MFD_ALLOW_PROTECT are ever read with IOCB_NOWAIT.
+ *
+ * Return: 0 or -EAGAIN.
+ */
+static inline int memfd_protect_read(struct kiocb *iocb, pgoff_t index)
+{
+	return iocb->ki_flags & IOCB_NOWAIT ?
+	       __memfd_protect_read(iocb, index) : 0;
 }
 
 /**
@@ -433,14 +466,27 @@ static inline int memfd_protect_truncate(struct inode *inode, loff_t size)
 
 static inline int memfd_protect_splice_file(struct file *in, loff_t in_pos,
 					    struct file *out, loff_t out_pos,
-					    size_t len)
+					    size_t *len)
 {
 	return 0;
 }
 
 static inline int memfd_protect_splice_pipe(struct pipe_inode_info *pipe,
 					    struct file *out, loff_t pos,
+					    size_t *len)
+{
+	return 0;
+}
+
+static inline void memfd_protect_splice_nowait(struct kiocb *iocb) { }
+
+static inline int memfd_protect_splice_wait(struct file *out, loff_t pos,
 					    size_t len)
+{
+	return 0;
+}
+
+static inline int memfd_protect_read(struct kiocb *iocb, pgoff_t index)
 {
 	return 0;
 }
