@@ -29,6 +29,7 @@
  * @MEMFD_HOOK_TRUNCATE: Truncation asks.
  * @MEMFD_HOOK_SPLICE: splice() and its kin ask for the whole range first.
  * @MEMFD_HOOK_SPLICE_LOCK: splice() does not wait with the pipe locked.
+ * @MEMFD_HOOK_USERFAULT: userfaultfd does not fill pages.
  * @MEMFD_HOOK_REMOTE: A remote access pins the page that it writes.
  * @MEMFD_HOOK_PIN_FOLIOS: memfd_pin_folios() asks.
  * @MEMFD_HOOK_GOT_PAGES: References for writing are waited for.
@@ -50,6 +51,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_TRUNCATE,
 	MEMFD_HOOK_SPLICE,
 	MEMFD_HOOK_SPLICE_LOCK,
+	MEMFD_HOOK_USERFAULT,
 	MEMFD_HOOK_REMOTE,
 	MEMFD_HOOK_PIN_FOLIOS,
 	MEMFD_HOOK_GOT_PAGES,

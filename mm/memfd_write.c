@@ -278,6 +278,11 @@ int __memfd_protect_splice_pipe(struct pipe_inode_info *pipe, struct file *out,
 	return err;
 }
 
+bool __memfd_protect_no_userfault(void)
+{
+	return memfd_hook(USERFAULT);
+}
+
 void __memfd_protect_splice_nowait(struct kiocb *iocb)
 {
 	if (memfd_protect_of(file_inode(iocb->ki_filp)) &&

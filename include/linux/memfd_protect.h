@@ -52,6 +52,7 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 }
 
 bool __memfd_protect_no_pmd(void);
+bool __memfd_protect_no_userfault(void);
 
 /**
  * memfd_protect_no_pmd() - whether a VMA must not have huge entries
@@ -64,6 +65,19 @@ bool __memfd_protect_no_pmd(void);
 static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
 {
 	return vma_memfd_protect(vma) && __memfd_protect_no_pmd();
+}
+
+/**
+ * memfd_protect_no_userfault() - whether userfaultfd must leave a VMA alone
+ * @vma: The VMA.
+ *
+ * It fills pages of the file without asking, in reply to whoever registered.
+ *
+ * Return: True if so.
+ */
+static inline bool memfd_protect_no_userfault(const struct vm_area_struct *vma)
+{
+	return vma_memfd_protect(vma) && __memfd_protect_no_userfault();
 }
 
 int memfd_protect_create(struct file *file);
@@ -403,6 +417,11 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 }
 
 static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
+static inline bool memfd_protect_no_userfault(const struct vm_area_struct *vma)
 {
 	return false;
 }
