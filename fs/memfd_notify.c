@@ -22,6 +22,7 @@
 #include <linux/memfd_protect.h>
 #include <linux/mm.h>
 #include <linux/poll.h>
+#include <linux/ptshare.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/syscalls.h>
@@ -37,9 +38,20 @@
 
 #define FEATURES	(MEMFD_FEATURE_WAIT | MEMFD_FEATURE_ASYNC | \
 			 MEMFD_FEATURE_DENY | MEMFD_FEATURE_RESOLVE | \
-			 MEMFD_FEATURE_SCAN)
+			 MEMFD_FEATURE_SCAN | MEMFD_FEATURE_PROTECT | \
+			 MEMFD_FEATURE_SEAL_PROTECT)
 
 static int sysctl_unprivileged_memfd_notify;
+
+/* What this kernel can do, on this machine. */
+static u64 features(void)
+{
+	u64 bits = FEATURES;
+
+	if (ptshare_flags_valid(MFD_SHARE_PGTABLES))
+		bits |= MEMFD_FEATURE_SHARE_PGTABLES;
+	return bits;
+}
 
 static __poll_t memfd_notify_poll(struct file *file, poll_table *wait)
 {
@@ -105,6 +117,15 @@ static int notify_resolve(struct memfd_protect *mp, void __user *argp)
 		return -EINVAL;
 	return memfd_protect_resolve(mp, resolve.cookie,
 				     resolve.action == MEMFD_RESOLVE_ALLOW);
+}
+
+static int notify_protect(struct memfd_protect *mp, void __user *argp)
+{
+	struct memfd_protect_range range;
+
+	if (copy_from_user(&range, argp, sizeof(range)))
+		return -EFAULT;
+	return memfd_protect_by_handler(mp, &range);
 }
 
 static int check_scan(struct memfd_scan *scan)
@@ -222,7 +243,9 @@ static long memfd_notify_ioctl(struct file *file, unsigned int cmd,
 	case MEMFD_NOTIFY_SCAN:
 		return notify_scan(mp, argp);
 	case MEMFD_NOTIFY_FEATURES:
-		return put_user(FEATURES, (u64 __user *)argp);
+		return put_user(features(), (u64 __user *)argp);
+	case MEMFD_NOTIFY_PROTECT:
+		return notify_protect(mp, argp);
 	default:
 		return -ENOTTY;
 	}
@@ -287,30 +310,39 @@ static int notify_fd(struct file *memfd, unsigned int flags)
  * @fd: A memfd made with MFD_ALLOW_PROTECT, open for writing.
  * @flags: Bit set of MEMFD_NOTIFY_*.
  *
+ * With an @fd of -1 and MEMFD_NOTIFY_QUERY alone it returns the features of this
+ * kernel as MEMFD_NOTIFY_FEATURES does, because there may be no event fd to ask.
+ *
  * Errors, in the order in which they are checked:
  * - %EBADF: @fd is not open, or not for writing.
  * - %EINVAL: not a shmem or hugetlb file; unknown @flags.
  * - %EOPNOTSUPP: such a file without MFD_ALLOW_PROTECT.
+ * - %EPERM: F_SEAL_PROTECT, F_SEAL_WRITE or F_SEAL_FUTURE_WRITE forbids it.
  * - %EPERM: MEMFD_NOTIFY_KERNEL without CAP_SYS_PTRACE while
  *   vm.unprivileged_memfd_notify is 0.
  * - %EMFILE, %ENFILE: too many open files.
  * - %EBUSY: there is an event fd of this memfd.
  * - %ENOMEM: no memory.
  *
- * Return: The event fd, always close-on-exec, or a negative error.
+ * Return: The event fd, always close-on-exec, or the features, or a negative error.
  */
 SYSCALL_DEFINE2(memfd_notify, int, fd, unsigned int, flags)
 {
 	struct fd f = fdget(fd);
-	int ret = memfd_protect_check_notify(fd_file(f));
+	int ret;
 
 	BUILD_BUG_ON(sizeof(struct memfd_event) != 48);
 	BUILD_BUG_ON(sizeof(struct memfd_resolve) != 16);
 	BUILD_BUG_ON(sizeof(struct memfd_range) != 16);
 	BUILD_BUG_ON(sizeof(struct memfd_scan) != 48);
+	BUILD_BUG_ON(sizeof(struct memfd_protect_range) != 24);
 
+	if (fd == -1 && flags == MEMFD_NOTIFY_QUERY)
+		return (int)features();
+
+	ret = memfd_protect_check_notify(fd_file(f));
 	/* A file without protection is told from one that has bad flags. */
-	if ((!ret || ret == -EOPNOTSUPP) &&
+	if ((!ret || ret == -EOPNOTSUPP || ret == -EPERM) &&
 	    (flags & ~(MEMFD_NOTIFY_NONBLOCK | MEMFD_NOTIFY_KERNEL)))
 		ret = -EINVAL;
 	if (!ret && (flags & MEMFD_NOTIFY_KERNEL) && !may_stop_kernel())

@@ -33,6 +33,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_TRUNCATE] = "truncate",
 	[MEMFD_HOOK_SPLICE] = "splice",
 	[MEMFD_HOOK_SPLICE_LOCK] = "splice_lock",
+	[MEMFD_HOOK_SEAL] = "seal",
 	[MEMFD_HOOK_USERFAULT] = "userfault",
 	[MEMFD_HOOK_REMOTE] = "remote",
 	[MEMFD_HOOK_PIN_FOLIOS] = "pin_folios",

@@ -29,6 +29,7 @@
  * @MEMFD_HOOK_TRUNCATE: Truncation asks.
  * @MEMFD_HOOK_SPLICE: splice() and its kin ask for the whole range first.
  * @MEMFD_HOOK_SPLICE_LOCK: splice() does not wait with the pipe locked.
+ * @MEMFD_HOOK_SEAL: Who is not the handler cannot protect a sealed file.
  * @MEMFD_HOOK_USERFAULT: userfaultfd does not fill pages.
  * @MEMFD_HOOK_REMOTE: A remote access pins the page that it writes.
  * @MEMFD_HOOK_PIN_FOLIOS: memfd_pin_folios() asks.
@@ -51,6 +52,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_TRUNCATE,
 	MEMFD_HOOK_SPLICE,
 	MEMFD_HOOK_SPLICE_LOCK,
+	MEMFD_HOOK_SEAL,
 	MEMFD_HOOK_USERFAULT,
 	MEMFD_HOOK_REMOTE,
 	MEMFD_HOOK_PIN_FOLIOS,

@@ -21,6 +21,11 @@
  * Locking: see mm/memfd_state.c. Relaxing (memfd_protect(PROT_READ | PROT_WRITE),
  * RESOLVE, close) does without inode_lock(), which a write(2) may hold for as long
  * as its source takes to fault in.
+ *
+ * Seals are added under inode_lock(), which is followed by a round through
+ * memfd_protect.lock (memfd_protect_sealed()). Who is bound by them looks at them
+ * under the one or the other lock, and makes its change before it drops that. So
+ * when F_ADD_SEALS has returned, no call that began before can still take effect.
  */
 
 #include <linux/capability.h>
@@ -58,18 +63,61 @@ static enum memfd_mode mode_of(unsigned int flags)
 	}
 }
 
+/**
+ * struct protect_request - what is to be done
+ * @offset: As for memfd_protect(2).
+ * @length: Likewise.
+ * @prot: Likewise.
+ * @flags: Likewise.
+ * @handler: The caller has the event fd: it is not bound by seals.
+ * @span: The pages, from check_request().
+ */
+struct protect_request {
+	loff_t offset;
+	u64 length;
+	int prot;
+	unsigned int flags;
+	bool handler;
+	struct memfd_span span;
+};
+
+/*
+ * Whether only the holder of the event fd may change the protection. Anybody can
+ * open a memfd for writing through /proc, even who got it read-only.
+ */
+static bool protect_sealed(struct memfd_protect *mp)
+{
+	const unsigned int seals = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE |
+				   F_SEAL_PROTECT;
+
+	return (READ_ONCE(SHMEM_I(mp->inode)->seals) & seals) &&
+	       memfd_hook(SEAL);
+}
+
+static bool request_sealed(struct memfd_protect *mp,
+			   const struct protect_request *request)
+{
+	return !request->handler && protect_sealed(mp);
+}
+
 /*
  * One attempt: stores the modes, takes write access away, and has a look at pins.
  * Fails with -EAGAIN if there were some, with all as before.
  */
-static int try_protect(struct memfd_protect *mp, const struct memfd_span *span,
-		       enum memfd_mode mode, unsigned int round)
+static int try_protect(struct memfd_protect *mp,
+		       const struct protect_request *request,
+		       unsigned int round)
 {
+	const enum memfd_mode mode = mode_of(request->flags);
+	const struct memfd_span *span = &request->span;
 	struct inode *inode = mp->inode;
 	int err;
 
 	if (down_write_killable(&inode->i_rwsem))
 		return -EINTR;
+	err = -EPERM;
+	if (request_sealed(mp, request))
+		goto unlock;
 	err = memfd_flight_begin(mp, span->first, span->last, mode);
 	if (err)
 		goto unlock;
@@ -89,20 +137,21 @@ unlock:
  * those who wait for it; the next one begins when they have had their turn. After
  * some of them the attempts become longer, so that it comes to an end.
  */
-static int protect(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
-		   enum memfd_mode mode)
+static int protect(struct memfd_protect *mp,
+		   const struct protect_request *request)
 {
-	struct memfd_span span = { first, last };
 	unsigned int round = 0;
 	int err;
 
-	if (mode != MEMFD_MODE_DENY && !READ_ONCE(mp->waiters.open))
+	if (request->flags != MEMFD_PROTECT_DENY &&
+	    !READ_ONCE(mp->waiters.open))
 		return -ENXIO;
 	do {
-		err = memfd_pin_wait(mp, first, last);
+		err = memfd_pin_wait(mp, request->span.first,
+				     request->span.last);
 		memfd_delay(PINS);
 		if (!err)
-			err = try_protect(mp, &span, mode, round++);
+			err = try_protect(mp, request, round++);
 		cond_resched();
 	} while (err == -EAGAIN);
 	return err;
@@ -112,9 +161,12 @@ static int protect(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 static int unprotect_locked(struct memfd_protect *mp, void *arg,
 			    struct memfd_ranges_pool *pool)
 {
-	const struct memfd_span *span = arg;
+	const struct protect_request *request = arg;
+	const struct memfd_span *span = &request->span;
 	int err;
 
+	if (request_sealed(mp, request))
+		return -EPERM;
 	err = memfd_ranges_prepare(&mp->modes, span->first, span->last,
 				   MEMFD_MODE_NONE, pool);
 	if (!err)
@@ -128,17 +180,27 @@ static int unprotect_locked(struct memfd_protect *mp, void *arg,
 	return 0;
 }
 
-static int unprotect(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+static int carry_out(struct memfd_protect *mp, struct protect_request *request)
 {
-	struct memfd_span span = { first, last };
+	bool lift = request->prot & PROT_WRITE;
+	int err;
 
-	return memfd_state_change(mp, first, last, TASK_KILLABLE,
-				  unprotect_locked, &span);
+	/* Before other errors; once more when nobody can add a seal. */
+	if (request_sealed(mp, request))
+		err = -EPERM;
+	else if (lift)
+		err = memfd_state_change(mp, request->span.first,
+					 request->span.last, TASK_KILLABLE,
+					 unprotect_locked, request);
+	else
+		err = protect(mp, request);
+	trace_memfd_protect_set(mp->dev, mp->ino, request->offset,
+				request->length,
+				lift ? -1 : (int)request->flags, err);
+	return err;
 }
 
-/* Arguments to page offsets, or -EINVAL. */
-static int check_range(loff_t offset, size_t length, pgoff_t *first,
-		       pgoff_t *last)
+static int check_range(loff_t offset, u64 length, struct memfd_span *span)
 {
 	loff_t end;
 
@@ -146,8 +208,8 @@ static int check_range(loff_t offset, size_t length, pgoff_t *first,
 		return -EINVAL;
 	if (length > LLONG_MAX || check_add_overflow(offset, length, &end))
 		return -EINVAL;
-	*first = offset >> PAGE_SHIFT;
-	*last = length ? (end >> PAGE_SHIFT) - 1 : MEMFD_RANGES_LAST;
+	span->first = offset >> PAGE_SHIFT;
+	span->last = length ? (end >> PAGE_SHIFT) - 1 : MEMFD_RANGES_LAST;
 	return 0;
 }
 
@@ -158,6 +220,15 @@ static int check_mode(int prot, unsigned int flags)
 	if (prot == (PROT_READ | PROT_WRITE))
 		return flags ? -EINVAL : 0;
 	return -EINVAL;
+}
+
+/* All checks of arguments, and what pages they mean. */
+static int check_request(struct protect_request *request)
+{
+	int err = check_range(request->offset, request->length,
+			      &request->span);
+
+	return err ?: check_mode(request->prot, request->flags);
 }
 
 /* The checks that both system calls make first. */
@@ -188,6 +259,7 @@ static struct memfd_protect *file_protect(struct file *file)
  * - %EINVAL: not a shmem or hugetlb file; a range that is not page-aligned, is
  *   negative or overflows; unknown @prot or @flags.
  * - %EOPNOTSUPP: such a file without MFD_ALLOW_PROTECT.
+ * - %EPERM: F_SEAL_PROTECT, F_SEAL_WRITE or F_SEAL_FUTURE_WRITE forbids it.
  * - %ENXIO: WAIT or ASYNC while no event fd of memfd_notify(2) is open.
  * - %EBUSY: a page is pinned and stays so for longer than sealing waits.
  * - %EINTR: killed.
@@ -200,37 +272,89 @@ static struct memfd_protect *file_protect(struct file *file)
 SYSCALL_DEFINE5(memfd_protect, int, fd, loff_t, offset, size_t, length,
 		int, prot, unsigned int, flags)
 {
+	struct protect_request request = {
+		.offset = offset,
+		.length = length,
+		.prot = prot,
+		.flags = flags,
+	};
 	struct fd f = fdget(fd);
 	struct memfd_protect *mp;
-	pgoff_t first, last;
 	int err;
 
 	err = check_file(fd_file(f));
 	if (!err)
-		err = check_range(offset, length, &first, &last);
-	if (!err)
-		err = check_mode(prot, flags);
+		err = check_request(&request);
 	if (err)
 		goto out;
 	mp = file_protect(fd_file(f));
-	if (!mp) {
-		err = -EOPNOTSUPP;
-		goto out;
-	}
-	if (prot & PROT_WRITE)
-		err = unprotect(mp, first, last);
-	else
-		err = protect(mp, first, last, mode_of(flags));
-	trace_memfd_protect_set(mp->dev, mp->ino, offset, length,
-				prot & PROT_WRITE ? -1 : (int)flags, err);
+	err = mp ? carry_out(mp, &request) : -EOPNOTSUPP;
 out:
 	fdput(f);
 	return err;
 }
 
 /*
+ * Seals
+ */
+
+/**
+ * memfd_protect_seals() - seals that a file can have because of its protection
+ * @file: Any file.
+ *
+ * Context: Any.
+ * Return: F_SEAL_PROTECT or 0.
+ */
+unsigned int memfd_protect_seals(struct file *file)
+{
+	return file_protect(file) ? F_SEAL_PROTECT : 0;
+}
+
+/**
+ * memfd_protect_sealed() - a file has got more seals
+ * @file: A memfd, its new seals stored.
+ *
+ * Who has looked before, and may still protect, is done when this returns.
+ *
+ * Context: May sleep. inode_lock().
+ */
+void memfd_protect_sealed(struct file *file)
+{
+	struct memfd_protect *mp = file_protect(file);
+
+	if (!mp)
+		return;
+	mutex_lock(&mp->lock);
+	mutex_unlock(&mp->lock);
+}
+
+/*
  * For the event fd
  */
+
+/**
+ * memfd_protect_by_handler() - MEMFD_NOTIFY_PROTECT
+ * @mp: Protection of the file, with the reference of its event fd.
+ * @range: What is to be done.
+ *
+ * Seals do not bind the holder of the event fd.
+ *
+ * Context: May sleep, killable.
+ * Return: As memfd_protect(2).
+ */
+int memfd_protect_by_handler(struct memfd_protect *mp,
+			     const struct memfd_protect_range *range)
+{
+	struct protect_request request = {
+		.offset = range->offset,
+		.length = range->length,
+		.prot = range->prot,
+		.flags = range->flags,
+		.handler = true,
+	};
+
+	return check_request(&request) ?: carry_out(mp, &request);
+}
 
 /**
  * memfd_protect_open_notify() - somebody is going to listen
@@ -239,8 +363,8 @@ out:
  *
  * Context: May sleep.
  * Return: The protection of the file, with references to it and to the inode for
- * memfd_protect_release_notify(). Otherwise -EBADF, -EINVAL, -EOPNOTSUPP as
- * memfd_protect(2), -EBUSY if somebody listens already.
+ * memfd_protect_release_notify(). Otherwise -EPERM if the file is sealed against
+ * it, -EBUSY if somebody listens already.
  */
 struct memfd_protect *memfd_protect_open_notify(struct file *file, bool kernel)
 {
@@ -248,7 +372,9 @@ struct memfd_protect *memfd_protect_open_notify(struct file *file, bool kernel)
 	int err = 0;
 
 	mutex_lock(&mp->lock);
-	if (mp->waiters.open) {
+	if (protect_sealed(mp)) {
+		err = -EPERM;
+	} else if (mp->waiters.open) {
 		err = -EBUSY;
 	} else {
 		WRITE_ONCE(mp->kernel, kernel);
@@ -265,15 +391,20 @@ struct memfd_protect *memfd_protect_open_notify(struct file *file, bool kernel)
  * @file: What memfd_notify(2) was called for, or NULL.
  *
  * Context: Any.
- * Return: 0, -EBADF, -EINVAL or -EOPNOTSUPP as memfd_protect(2).
+ * Return: 0, -EBADF, -EINVAL, -EOPNOTSUPP or -EPERM as memfd_protect(2).
  */
 int memfd_protect_check_notify(struct file *file)
 {
+	struct memfd_protect *mp;
 	int err = check_file(file);
 
 	if (err)
 		return err;
-	return file_protect(file) ? 0 : -EOPNOTSUPP;
+	mp = file_protect(file);
+	if (!mp)
+		return -EOPNOTSUPP;
+	/* memfd_protect_open_notify() looks once more, under the lock. */
+	return protect_sealed(mp) ? -EPERM : 0;
 }
 
 /**
@@ -655,6 +786,7 @@ void memfd_protect_show(struct seq_file *m, struct memfd_protect *mp)
 
 	count_runs(&mp->modes, &modes);
 	count_runs(&mp->log, &log);
+	seq_printf(m, "event_fd:\t%d\n", READ_ONCE(waiters->open));
 	seq_printf(m, "protect_wait:\t%lu\n", modes.runs[MEMFD_MODE_WAIT]);
 	seq_printf(m, "protect_async:\t%lu\n", modes.runs[MEMFD_MODE_ASYNC]);
 	seq_printf(m, "protect_deny:\t%lu\n", modes.runs[MEMFD_MODE_DENY]);

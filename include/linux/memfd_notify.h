@@ -12,6 +12,7 @@ struct file;
 struct memfd_event;
 struct memfd_pending;
 struct memfd_protect;
+struct memfd_protect_range;
 struct seq_file;
 
 /**
@@ -33,6 +34,8 @@ void memfd_protect_end_event(struct memfd_protect *mp,
 			     struct memfd_pending *event, bool delivered);
 bool memfd_protect_readable(struct memfd_protect *mp);
 wait_queue_head_t *memfd_protect_readers(struct memfd_protect *mp);
+int memfd_protect_by_handler(struct memfd_protect *mp,
+			     const struct memfd_protect_range *range);
 int memfd_protect_resolve(struct memfd_protect *mp, u64 cookie, bool allow);
 int memfd_protect_scan(struct memfd_protect *mp, pgoff_t start, pgoff_t last,
 		       struct memfd_span *spans, unsigned int nr, bool take);

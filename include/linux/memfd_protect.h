@@ -85,6 +85,8 @@ void memfd_protect_evict(struct inode *inode);
 void memfd_protect_mmap(struct inode *inode, struct vm_area_struct *vma);
 void memfd_protect_open(struct inode *inode, struct file *file);
 void memfd_protect_show_fdinfo(struct seq_file *m, struct file *file);
+unsigned int memfd_protect_seals(struct file *file);
+void memfd_protect_sealed(struct file *file);
 
 vm_fault_t __memfd_protect_fault(struct vm_fault *vmf);
 bool __memfd_protect_may_wait(struct mm_struct *mm, unsigned long addr);
@@ -437,6 +439,13 @@ static inline void memfd_protect_mmap(struct inode *inode,
 static inline void memfd_protect_open(struct inode *inode, struct file *file) { }
 static inline void memfd_protect_show_fdinfo(struct seq_file *m,
 					     struct file *file) { }
+
+static inline unsigned int memfd_protect_seals(struct file *file)
+{
+	return 0;
+}
+
+static inline void memfd_protect_sealed(struct file *file) { }
 
 static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
 {

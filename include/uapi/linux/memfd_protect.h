@@ -18,6 +18,15 @@
 #define MFD_SHARE_PGTABLES	0x00200000U
 
 /*
+ * fcntl(F_ADD_SEALS), only for a memfd with MFD_ALLOW_PROTECT: memfd_protect(2) and
+ * memfd_notify(2) fail with EPERM. F_SEAL_WRITE and F_SEAL_FUTURE_WRITE have that
+ * effect too. The holder of the event fd has MEMFD_NOTIFY_PROTECT.
+ */
+#ifndef F_SEAL_PROTECT
+#define F_SEAL_PROTECT		0x0040
+#endif
+
+/*
  * memfd_protect(2) modes, for prot == PROT_READ: what happens to a writer of
  * the range.
  */
@@ -35,6 +44,11 @@
 #define MEMFD_NOTIFY_NONBLOCK	O_NONBLOCK
 /** MEMFD_NOTIFY_KERNEL: kernel-mode accesses to WAIT ranges wait too */
 #define MEMFD_NOTIFY_KERNEL	1
+/**
+ * MEMFD_NOTIFY_QUERY: alone and with an fd of -1: return the bits of
+ * MEMFD_NOTIFY_FEATURES, and no event fd
+ */
+#define MEMFD_NOTIFY_QUERY	2
 
 /* memfd_event.type */
 #define MEMFD_EVENT_FAULT	1	/* a store or GUP through a mapping */
@@ -122,15 +136,39 @@ struct memfd_scan {
 	__u64 walk_end;
 };
 
+/**
+ * struct memfd_protect_range - argument of MEMFD_NOTIFY_PROTECT
+ * @offset: As the arguments of memfd_protect(2).
+ * @length: Likewise.
+ * @prot: Likewise.
+ * @flags: Likewise.
+ */
+struct memfd_protect_range {
+	__u64 offset;
+	__u64 length;
+	__u32 prot;
+	__u32 flags;
+};
+
 #define MEMFD_NOTIFY_RESOLVE	_IOW('M', 1, struct memfd_resolve)
 #define MEMFD_NOTIFY_SCAN	_IOWR('M', 2, struct memfd_scan)
 #define MEMFD_NOTIFY_FEATURES	_IOR('M', 3, __u64)
+#define MEMFD_NOTIFY_PROTECT	_IOW('M', 4, struct memfd_protect_range)
 
-/* Bits of MEMFD_NOTIFY_FEATURES: modes from bit 0, ioctls from bit 8 */
+/*
+ * Bits of MEMFD_NOTIFY_FEATURES and MEMFD_NOTIFY_QUERY: modes from bit 0, ioctls
+ * from bit 8, what the kernel can do for memfds from bit 16. Bit 31 and above are
+ * not used.
+ */
 #define MEMFD_FEATURE_WAIT	(1ULL << 0)
 #define MEMFD_FEATURE_ASYNC	(1ULL << 1)
 #define MEMFD_FEATURE_DENY	(1ULL << 2)
 #define MEMFD_FEATURE_RESOLVE	(1ULL << 8)
 #define MEMFD_FEATURE_SCAN	(1ULL << 9)
+#define MEMFD_FEATURE_PROTECT	(1ULL << 10)
+/** MEMFD_FEATURE_SHARE_PGTABLES: memfd_create(2) takes MFD_SHARE_PGTABLES here */
+#define MEMFD_FEATURE_SHARE_PGTABLES	(1ULL << 16)
+/** MEMFD_FEATURE_SEAL_PROTECT: there is F_SEAL_PROTECT */
+#define MEMFD_FEATURE_SEAL_PROTECT	(1ULL << 17)
 
 #endif /* _UAPI_LINUX_MEMFD_PROTECT_H */
