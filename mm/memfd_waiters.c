@@ -357,8 +357,7 @@ out:
 static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
 		struct memfd_pending *note, const struct memfd_writer *writer)
 {
-	bool comes_back = !fatal_signal_pending(current) &&
-			  !(current->flags & PF_EXITING);
+	bool comes_back = !fatal_signal_pending(current);
 	u8 verdict;
 
 	spin_lock(&waiters->lock);
@@ -367,7 +366,8 @@ static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
 	waiters->waits++;
 	event->waiters--;
 	if (!verdict && !event->waiters) {
-		if (comes_back && list_empty(&event->queue))
+		if (comes_back && list_empty(&event->queue) &&
+		    !(current->flags & PF_EXITING))
 			add_leaver(waiters, event);
 		else
 			detach(waiters, event, MEMFD_VERDICT_RETRY);

@@ -286,7 +286,6 @@ TEST_F(file, pin_that_stays)
 	/* Whoever stores meanwhile is not kept waiting for the 150 ms */
 	for (int i = 0; i < 5; i++) {
 		struct writer w;
-		uint64_t longest = 0;
 
 		ASSERT_TRUE(writer_start(&w, self->nfd, op_store,
 					 self->map + 50 * self->page));
@@ -295,7 +294,6 @@ TEST_F(file, pin_that_stays)
 		EXPECT_TRUE(writer_finishes(&w));
 		EXPECT_EQ(0, w.out->sig);
 		writer_free(&w);
-		(void)longest;
 	}
 	EXPECT_TRUE(no_event(self->nfd));
 	pin_give_back(&pin);
@@ -448,6 +446,8 @@ TEST_F(file, sleepers_hold_no_page)
 	pthread_attr_t attr;
 	loff_t off;
 
+	/* It is mapped: move_pages() finds it there */
+	ASSERT_EQ(OLD_BYTE, *(volatile char *)pages[0]);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 64 << 10);
 	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));

@@ -54,6 +54,7 @@ enum path_kind {
 #define PATH_SLOW	16	/* too slow or too rare for the stress test */
 #define PATH_OWN_WORD	32	/* prepare() changes the page */
 #define PATH_ZERO	64	/* writes zeros */
+#define PATH_EXIT	128	/* of an exiting task: goes through WAIT pages */
 
 struct job;
 
@@ -943,17 +944,17 @@ static const struct path paths[NR_PATHS] = {
 			    FLAGS(PATH_NO_WAIT)),
 	[P_ptrace] = PATH(ptrace, MAPPING, NEEDS(ptrace), .error = -EIO,
 			  FLAGS(PATH_NO_WAIT | PATH_SLOW)),
-	[P_futex] = PATH(futex, MAPPING, FLAGS(PATH_NO_WAIT)),
+	[P_futex] = PATH(futex, MAPPING),
 	[P_clone_parent_settid] = PATH(clone_parent_settid, MAPPING,
 				       NEEDS(clone), FLAGS(PATH_SILENT)),
 	[P_clone_child_settid] = PATH(clone_child_settid, MAPPING,
 				      NEEDS(clone), FLAGS(PATH_SILENT)),
 	[P_clone_child_cleartid] = PATH(clone_child_cleartid, MAPPING,
 					NEEDS(clone),
-					FLAGS(PATH_SILENT | PATH_NO_WAIT |
+					FLAGS(PATH_SILENT | PATH_EXIT |
 					      PATH_ZERO)),
 	[P_robust] = PATH(robust, MAPPING, NEEDS(robust),
-			  FLAGS(PATH_SILENT | PATH_NO_WAIT | PATH_OWN_WORD |
+			  FLAGS(PATH_SILENT | PATH_EXIT | PATH_OWN_WORD |
 				PATH_SLOW)),
 	[P_sigframe] = PATH(sigframe, MAPPING, FLAGS(PATH_SLOW)),
 	[P_populate_write] = PATH(populate_write, MAPPING,

@@ -415,6 +415,20 @@ static void check_told_only(struct __test_metadata *_metadata, struct round *r)
 		EXPECT_LT(0, nr);
 }
 
+/* Nobody waits for an exiting task, and its write is not lost */
+static void check_goes_through(struct __test_metadata *_metadata,
+			       struct round *r)
+{
+	struct memfd_event ev;
+
+	check_done(_metadata, r);
+	EXPECT_TRUE(read_event(r->target.nfd, &ev));
+	check_event_common(_metadata, r, &ev);
+	EXPECT_EQ(MEMFD_EVENT_F_KERNEL, ev.flags);
+	EXPECT_EQ(0, ev.cookie);
+	EXPECT_EQ(0, drain_events(r->target.nfd));
+}
+
 /*
  * It waits, and then goes the way that the event is resolved. False: it
  * could not wait, and has failed.
@@ -456,7 +470,9 @@ static void round_wait(struct __test_metadata *_metadata, struct round *r,
 
 	round_begin(_metadata, r, variant, touch);
 	round_go(r);
-	if ((kind == PATH_MAPPING && !variant->notify_flags) ||
+	if (paths[variant->nr].flags & PATH_EXIT && !variant->notify_flags) {
+		check_goes_through(_metadata, r);
+	} else if ((kind == PATH_MAPPING && !variant->notify_flags) ||
 	    kind == PATH_PIN || kind == PATH_KTHREAD) {
 		check_told_only(_metadata, r);
 	} else if (check_waits(_metadata, r, action)) {

@@ -158,7 +158,7 @@ static long run_job(void *arg)
 static bool may_use(const struct path *path, unsigned int nr,
 		    unsigned int *seed)
 {
-	if (path->flags & PATH_SLOW || shared->missing[nr])
+	if (path->flags & (PATH_SLOW | PATH_EXIT) || shared->missing[nr])
 		return false;
 	/* A file that is cut off all the time is no test for the others */
 	return path->kind != PATH_TRUNCATE || !rnd(seed, 5);
@@ -852,7 +852,7 @@ static bool report(unsigned long swapped)
 	ksft_print_msg("%-22s %10s %10s %10s\n", "path", "tried", "done",
 		       "failed");
 	for (int i = 0; i < NR_PATHS; i++) {
-		if (paths[i].flags & PATH_SLOW)
+		if (paths[i].flags & (PATH_SLOW | PATH_EXIT))
 			continue;
 		ksft_print_msg("%-22s %10lu %10lu %10lu%s\n", paths[i].name,
 			       shared->tried[i], shared->done[i],
