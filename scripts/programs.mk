@@ -22,17 +22,22 @@ OURS := $(patsubst $(TOP)/tools/testing/selftests/memfd/%.c,%, \
 	$(wildcard $(TOP)/tools/testing/selftests/memfd/memfd_protect*.c))
 SHARE := $(filter-out ptshare_preload, $(patsubst $(TOP)/tools/testing/selftests/mm/%.c,%, \
 	$(wildcard $(TOP)/tools/testing/selftests/mm/ptshare*.c)))
+GUP := $(patsubst $(TOP)/tools/testing/selftests/mm/%.c,%, \
+	$(wildcard $(TOP)/tools/testing/selftests/mm/gup_*.c))
 BENCH := $(patsubst $(TOP)/bench/%.c,%,$(wildcard $(TOP)/bench/*.c))
 MM := uffd-unit-tests mkdirty madv_populate
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
 
-all: $(addprefix $(BIN)/,$(OURS) $(SHARE) ptshare_preload.so $(BENCH) memfd_test $(MM)) $(SAMPLES)
+all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) memfd_test $(MM)) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
 
 $(SHARE:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
+
+$(GUP:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(SELF)/mm/vm_util.c $(HDR)/.installed | $(BIN)
+	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDLIBS)
 
 $(BIN)/ptshare_preload.so: $(SELF)/mm/ptshare_preload.c | $(BIN)
 	$(CC) $(WARN) $(CFLAGS) -shared -fPIC -o $@ $<
