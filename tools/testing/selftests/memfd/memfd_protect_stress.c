@@ -459,15 +459,21 @@ static void resolve_one(uint64_t cookie, uint32_t action)
 		count(action == MEMFD_RESOLVE_ALLOW ? C_ALLOW : C_DENY, 1);
 }
 
+/* An event of more than one page may begin in CHAOS and reach into HOLD */
+static bool touches_hold(const struct memfd_event *ev)
+{
+	uint64_t start = (uint64_t)HOLD_START * page_size();
+	uint64_t end = (uint64_t)LOG_START * page_size();
+
+	return ev->offset < end && ev->offset + ev->length > start;
+}
+
 /*
  * While a range is held, an event that touches the region is denied or kept
  * for later; others are resolved one way or the other, or left alone.
  */
 static void handle_event(struct held *h, const struct memfd_event *ev)
 {
-	size_t page = ev->offset / page_size();
-	bool in_region = page >= HOLD_START && page < LOG_START;
-
 	count(C_EVENTS, 1);
 	if (!ev->cookie)
 		return;
@@ -478,7 +484,7 @@ static void handle_event(struct held *h, const struct memfd_event *ev)
 	case 1:
 		break;
 	default:
-		if (!in_region || !h->holding) {
+		if (!touches_hold(ev) || !h->holding) {
 			resolve_one(ev->cookie, MEMFD_RESOLVE_ALLOW);
 			return;
 		}
