@@ -434,51 +434,74 @@ static void scenario_flush(struct scene *s)
 }
 
 /*
- * nested_flush: mprotect() has taken write access away and has not flushed yet.
- * It is busy with the memory behind, so the walk finds nothing to do.
+ * nested_flush: mprotect() has taken write access away and has not flushed yet, so
+ * the walk finds nothing to do. It sleeps: the range goes on in another mapping,
+ * the gate, whose lock is held by a fault that is made slow.
  */
-#define BEHIND	(128UL << 20)
-
-static void *mprotect_all(void *arg)
+static long fault_at_gate(void *arg)
 {
 	struct actor *a = arg;
-	size_t len = NR_PAGES * a->scene->page + BEHIND;
+	char *gate = a->scene->map + NR_PAGES * a->scene->page;
 
-	while (!a->stop) {
-		mprotect(a->scene->map, len, PROT_READ);
-		mprotect(a->scene->map, len, PROT_READ | PROT_WRITE);
-		usleep(1000);
-	}
-	return NULL;
+	madvise(gate, a->scene->page, MADV_DONTNEED);
+	*(volatile char *)gate = 1;
+	return 0;
 }
 
-static void scenario_nested_flush(struct scene *s)
+static long mprotect_all(void *arg)
+{
+	struct actor *a = arg;
+	size_t len = (NR_PAGES + 1) * a->scene->page;
+
+	mprotect(a->scene->map, len, PROT_READ);
+	mprotect(a->scene->map, len, PROT_READ | PROT_WRITE);
+	usleep(1000);
+	return 0;
+}
+
+/* What is mapped and its gate, next to each other */
+static char *map_with_gate(const struct scene *s)
 {
 	size_t len = NR_PAGES * s->page;
-	struct scene large = *s;
-	struct actor protector = { .scene = &large }, writer;
+	int fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
+	char *map;
 
-	if (!two_cpus(s))
+	map = mmap(NULL, len + s->page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+		   -1, 0);
+	if (map == MAP_FAILED || ftruncate(fd, s->page))
+		return NULL;
+	mmap(map, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, s->fd,
+	     0);
+	mmap(map + len, s->page, PROT_READ | PROT_WRITE,
+	     MAP_SHARED | MAP_FIXED, fd, 0);
+	close(fd);
+	return map;
+}
+
+/* The writer has a CPU of its own: each entry to the kernel may flush its TLB */
+static void scenario_nested_flush(struct scene *s)
+{
+	struct actor protector, writer, faulter;
+	struct scene gated = *s;
+
+	gated.map = map_with_gate(s);
+	if (!gated.map || !two_cpus(s))
 		return;
-	large.map = mmap(NULL, len + BEHIND, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	madvise(large.map, len + BEHIND, MADV_NOHUGEPAGE);
-	memset(large.map, 1, len + BEHIND);
-	mmap(large.map, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-	     s->fd, 0);
-	actor_start(&writer, &large, store_often);
-	run_on(writer.thread, 1);
 	run_on(pthread_self(), 0);
-	pthread_create(&protector.thread, NULL, mprotect_all, &protector);
-	for (unsigned int i = 0; goes_on(&large, i); i++) {
+	actor_start(&writer, &gated, store_often);
+	run_on(writer.thread, 1);
+	actor_start(&faulter, &gated, fault_at_gate);
+	actor_start(&protector, &gated, mprotect_all);
+	for (unsigned int i = 0; goes_on(&gated, i); i++) {
 		usleep(100 * (i % 37));
 		protect_and_count(&writer, 500);
 	}
-	actor_stop(&writer);
 	actor_stop(&protector);
-	s->violations = large.violations;
-	s->tries = large.tries;
-	munmap(large.map, len + BEHIND);
+	actor_stop(&faulter);
+	actor_stop(&writer);
+	s->violations = gated.violations;
+	s->tries = gated.tries;
+	munmap(gated.map, (NR_PAGES + 1) * s->page);
 }
 
 /*
@@ -821,7 +844,7 @@ HOOK(pte_migrate, "pte", NULL, 0, 400);
 HOOK(pte_numa, "pte", NULL, 0, 1);
 HOOK(pmd, "pmd", NULL, 0, 1);
 HOOK(flush, "flush", NULL, 0, 200);
-HOOK(nested_flush, "nested_flush", NULL, 0, 400);
+HOOK(nested_flush, "nested_flush", "fault", 3000, 400);
 HOOK(batched_flush, "batched_flush", NULL, 0, 400);
 HOOK(pins, "pins", NULL, 0, 1);
 HOOK(mark, "mark", NULL, 0, 1);

@@ -196,14 +196,6 @@ static long long group_current(const struct group *g)
 	       -1;
 }
 
-static long long group_stat(const struct group *g, const char *key)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), "%s/memory.stat", g->path);
-	return field_of(path, key);
-}
-
 /* A cgroup with one peer in it; they go when the test does */
 static bool group_start(struct scene *s, struct group *g, struct peer *p)
 {
@@ -974,35 +966,71 @@ static void scenario_charge(struct scene *s)
 }
 
 /*
- * recency: reclaim of any cgroup looks at the accessed bits. It looks twice at a
- * page that it reclaims, to write it, and later to free it. Before it does that to
- * any page it has to look at all pages once, because all have been accessed.
+ * recency: reclaim of any cgroup looks at the accessed bits. Pages that were used
+ * since it last looked stay, others go, however it keeps them in order.
  */
+static long peer_use_odd_pages(void *data)
+{
+	struct peer_arg *arg = data;
+
+	for (size_t i = page_size(); i < arg->len; i += 2 * page_size())
+		load64(arg->map + i);
+	return 0;
+}
+
+/* Of the even pages, and of the odd ones */
+static bool pages_gone(const struct scene *s, size_t gone[2])
+{
+	size_t nr = s->len / page_size();
+	unsigned char *in_core = malloc(nr);
+	char *map = map_file(s->fd, 0, s->len, PROT_READ);
+	bool known;
+
+	gone[0] = 0;
+	gone[1] = 0;
+	known = in_core && map != MAP_FAILED && !mincore(map, s->len, in_core);
+	for (size_t i = 0; known && i < nr; i++)
+		gone[i % 2] += !(in_core[i] & 1);
+	munmap(map, s->len);
+	free(in_core);
+	return known;
+}
+
+static void group_reclaim(const struct group *g, size_t bytes)
+{
+	char text[24];
+
+	snprintf(text, sizeof(text), "%zu", bytes);
+	group_write(g, "memory.reclaim", text);
+}
+
 static void scenario_recency(struct scene *s)
 {
 	struct peer peer = { 0 };
-	long long scan, steal;
+	size_t before[2], gone[2];
 	struct group group;
-	char bytes[24];
 	long ret;
 
 	if (!have_swap(s) || !stage(s, 16, 0) ||
 	    !stage_peer(s, &peer, PROT_RW) || !group_start(s, &group, &peer))
 		return;
 	answers(&peer, peer_fill, &ret);
-	answers(&peer, peer_check, &ret);
-	scan = group_stat(&group, "pgscan");
-	steal = group_stat(&group, "pgsteal");
-	snprintf(bytes, sizeof(bytes), "%zu", s->len / 4);
-	group_write(&group, "memory.reclaim", bytes);
-	scan = group_stat(&group, "pgscan") - scan;
-	steal = group_stat(&group, "pgsteal") - steal;
-	scene_note(s, "%lld pages looked at, %lld reclaimed", scan, steal);
-	if (steal < 256)
+	/* All have been used: it has to look at all, before any can go */
+	group_reclaim(&group, s->len / 64);
+	peer.arg->len = s->len;
+	answers(&peer, peer_use_odd_pages, &ret);
+	pages_gone(s, before);
+	group_reclaim(&group, s->len / 4);
+	if (!pages_gone(s, gone))
+		skip(s, "no mincore()");
+	gone[0] -= before[0];
+	gone[1] -= before[1];
+	scene_note(s, "%zu used and %zu unused pages are gone", gone[1],
+		   gone[0]);
+	if (gone[0] + gone[1] < 256)
 		skip(s, "nothing reclaimed");
 	s->tries++;
-	s->violations += scan - 2 * steal <
-			 (long long)(s->len / page_size() / 2);
+	s->violations += gone[1] * 4 > gone[0];
 	group_end(&group, &peer);
 }
 
