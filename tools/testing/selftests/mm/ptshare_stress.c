@@ -1338,8 +1338,12 @@ static bool spin_wait(uint64_t stores, uint64_t faults, bool events)
 
 	while (s->stores < stores && s->faults < faults &&
 	       !(events && readable(spin_nfd, 0))) {
-		if (now_ns() > end || shared->stop)
+		if (shared->stop)
 			return false;
+		if (now_ns() > end) {
+			error_once("the spinner stands still, stores", s->stores);
+			return false;
+		}
 		if (!shared->quiet)
 			usleep(100);
 	}
@@ -1371,8 +1375,9 @@ static long spin_change(enum spin_kind kind, char *map, size_t page, bool undo)
 		return undo ? 0 : madvise(addr, 4096, MADV_PAGEOUT);
 	case SPIN_MOVE:
 		node = shared->spins[SPIN_MOVE] & 1;
+		/* More than 0: somebody has it in hand, and it stays */
 		return undo ? 0 : syscall(__NR_move_pages, 0, 1, &addr, &node,
-					  &status, 4);
+					  &status, 4) < 0;
 	case SPIN_WAIT:
 	case SPIN_DENY:
 		if (undo)
