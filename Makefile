@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # What to type: `make help`.  The work is done by scripts/, each of which has a
-# usage text.  Parameters: KSRC=/path/to/linux-6.12.y instead of Debian's source.
+# usage text.  Parameters: KSRC=/path/to/linux-6.12.y instead of Debian's source;
+# ARGS="..." for the script of demo, check, check-debug, check-configs, bench, lint.
 
 MAKEFLAGS += --no-print-directory
 export KSRC PATCH FILE QUICK
@@ -12,20 +13,20 @@ help:		## show this list
 setup:		## install the Debian packages that are missing
 	@scripts/setup
 
-demo: kernel programs	## build all and run the snapshot demonstration in the guest
-	@scripts/demo
+demo: kernel programs	## build all and run the snapshot demonstration in the guest (ARGS="--clients 8")
+	@scripts/demo $(ARGS)
 
 check: kernel kernel-vanilla programs	## run every test; ends with N passed, N failed, N skipped
-	@scripts/check normal
+	@scripts/check normal $(ARGS)
 
 check-debug: kernel-debug programs	## run the tests on the debug kernel
-	@scripts/check debug
+	@scripts/check debug $(ARGS)
 
 check-configs: kernel-vanilla programs	## build and test the kernels that have a part of our options
-	@scripts/check-configs
+	@scripts/check-configs $(ARGS)
 
 bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/
-	@scripts/bench
+	@scripts/bench $(ARGS)
 
 shell: kernel programs	## a shell in the guest (Ctrl-A x ends the machine)
 	@scripts/guest --timeout 0 -- bash
@@ -56,7 +57,7 @@ each-patch: setup	## build a kernel after each patch of the series (slow)
 	@scripts/each-patch
 
 lint: kernel	## checkpatch, sparse, W=1, kernel-doc, shellcheck, SPDX
-	@scripts/lint
+	@scripts/lint $(ARGS)
 
 compile_commands.json: kernel	## for editors
 	@scripts/compile-commands

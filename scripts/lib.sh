@@ -34,6 +34,13 @@ our_files()
 die() { echo "${0##*/}: $*" >&2; exit 1; }
 note() { echo "${0##*/}: $*" >&2; }
 
+# Every script answers -h and --help before it does anything, and tells what is
+# wrong with its arguments in one line.
+answer_help() { case ${1:-} in -h|--help) usage; exit 0 ;; esac; }
+bad_usage() { note "$*; see --help"; exit 2; }
+no_arguments() { answer_help "$@"; [ $# -eq 0 ] || bad_usage "takes no arguments, not '$1' either"; }
+a_kernel() { is_kernel "$1" || bad_usage "no kernel is called '$1', but ${KERNELS[*]}"; }
+
 # Runs a command with its output in build/log/NAME.log, shown only on failure.
 logged()
 {

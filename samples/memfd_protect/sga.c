@@ -38,6 +38,7 @@ static const char help[] =
 "  -r, --rate MIB        copy at most this much a second, like a slow disk\n"
 "  -o, --output FILE     the snapshot (default /tmp/sga.snapshot)\n"
 "  -j, --json FILE       write the counts to FILE too (-: standard output)\n"
+"  -n, --dry-run         check these options, print the mode, and leave\n"
 "  -h, --help            this text\n"
 "\n"
 "Example: eight clients, a copy at 16 MiB/s, so that many pages are wanted early\n"
@@ -56,6 +57,7 @@ static const struct option options[] = {
 	{ "rate",    required_argument, NULL, 'r' },
 	{ "output",  required_argument, NULL, 'o' },
 	{ "json",    required_argument, NULL, 'j' },
+	{ "dry-run", no_argument,       NULL, 'n' },
 	{ "help",    no_argument,       NULL, 'h' },
 	{ }
 };
@@ -110,6 +112,9 @@ static void set_option(struct sga *sga, int option, const char *value)
 	case 'j':
 		sga->json_path = value;
 		break;
+	case 'n':
+		sga->dry_run = true;
+		break;
 	case 'h':
 		fputs(help, stdout);
 		exit(0);
@@ -125,13 +130,13 @@ static void parse(struct sga *sga, int argc, char **argv)
 	int option;
 
 	sga->pwrite_percent = unset;
-	while ((option = getopt_long(argc, argv, "c:s:m:w:t:S:r:o:j:h", options, NULL)) != -1)
+	while ((option = getopt_long(argc, argv, "c:s:m:w:t:S:r:o:j:nh", options, NULL)) != -1)
 		set_option(sga, option, optarg);
 	if (argc - optind > 1)
 		errx(2, "one file, please; try \"sga --help\"");
 	if (optind < argc)
 		sga->source = argv[optind];
-	else
+	else if (!sga->dry_run)
 		cache_pick_source(sga);
 	if (sga->pwrite_percent == unset)
 		sga->pwrite_percent = sga->backend->sees_write ? 25 : 0;
@@ -150,6 +155,10 @@ int main(int argc, char **argv)
 	struct verdict verdict;
 
 	parse(&sga, argc, argv);
+	if (sga.dry_run) {
+		puts(sga.backend->name);
+		return 0;
+	}
 	sga.memfd = sga.backend->create(&sga);
 	if (sga.memfd < 0)
 		err(1, "memfd_create");

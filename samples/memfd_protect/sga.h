@@ -148,6 +148,7 @@ struct sga {
 	const char *source;
 	const char *snapshot_path;
 	const char *json_path;
+	bool dry_run;			/* check the options only */
 	int nr_clients;
 	double seconds;
 	unsigned int think_us;
