@@ -264,7 +264,6 @@ static int memfd_notify_release(struct inode *inode, struct file *file)
 
 static const struct file_operations memfd_notify_fops = {
 	.owner = THIS_MODULE,
-	.llseek = noop_llseek,
 	.poll = memfd_notify_poll,
 	.read_iter = memfd_notify_read_iter,
 	.unlocked_ioctl = memfd_notify_ioctl,
