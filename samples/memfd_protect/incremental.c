@@ -25,6 +25,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -58,7 +59,7 @@
 #define PAUSE_US	50000
 
 struct account {
-	_Atomic long balance;
+	atomic_long balance;
 	long last[CLIENTS];	/* the last transfer of each client, by pwrite() */
 	char rest[PAGE - sizeof(long) * (1 + CLIENTS)];
 };
@@ -74,6 +75,7 @@ static int memfd, notify;
 
 static struct account image[ACCOUNTS];
 static bool pending[ACCOUNTS];	/* WAIT, and not copied yet */
+static bool dirty;		/* something was logged since the last scan */
 
 static void transfer(struct account *accounts, int client, long number)
 {
@@ -172,8 +174,10 @@ static unsigned int take_wanted(void)
 	while (read(notify, &event, sizeof(event)) == sizeof(event)) {
 		size_t end = (event.offset + event.length) / PAGE;
 
+		if (event.type == MEMFD_EVENT_DIRTY)
+			dirty = true;
 		if (!(event.flags & MEMFD_EVENT_F_WAITING))
-			continue;	/* DIRTY, for example */
+			continue;
 		/* No MEMFD_NOTIFY_RESOLVE: that would leave the pages unprotected. */
 		take(event.offset / PAGE, end < ACCOUNTS ? end : ACCOUNTS);
 		events++;
@@ -181,6 +185,17 @@ static unsigned int take_wanted(void)
 	if (errno != EAGAIN)
 		err(1, "reading events");
 	return events;
+}
+
+static void wait_for_writes(void)
+{
+	struct pollfd pfd = { .fd = notify, .events = POLLIN };
+
+	while (!dirty) {
+		if (poll(&pfd, 1, -1) < 0)
+			err(1, "poll");
+		take_wanted();
+	}
 }
 
 /* Takes the log; its pages are to stay as they are. Returns how many there are. */
@@ -195,6 +210,7 @@ static size_t stop_changed_pages(void)
 	size_t pages = 0;
 	int nr;
 
+	dirty = false;	/* a record that is not read yet is withdrawn */
 	do {
 		nr = ioctl(notify, MEMFD_NOTIFY_SCAN, &scan);
 		if (nr < 0)
@@ -221,7 +237,7 @@ static bool image_is_right(void)
 	return sum == (long)ACCOUNTS * MONEY;
 }
 
-static bool increment(int number)
+static bool take_increment(int number)
 {
 	unsigned int events = 0;
 	size_t pages;
@@ -277,8 +293,9 @@ int main(void)
 	protect(0, ACCOUNTS, MEMFD_PROTECT_ASYNC);
 	copy(0, ACCOUNTS);
 	for (int i = 1; i <= INCREMENTS; i++) {
+		wait_for_writes();
 		usleep(PAUSE_US);
-		right &= increment(i);
+		right &= take_increment(i);
 	}
 	atomic_store(&control->stop, true);
 	while (wait(&status) > 0)
