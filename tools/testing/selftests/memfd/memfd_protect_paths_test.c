@@ -547,7 +547,9 @@ static void round_beside_store(struct __test_metadata *_metadata,
 	/* The store may find the file cut off before it */
 	if (r->job.path->kind != PATH_TRUNCATE)
 		EXPECT_EQ(0, store->out.sig);
-	EXPECT_FALSE(round_failed(r));
+	/* What the store writes is a stack in use there */
+	if (variant->nr != P_sigframe)
+		EXPECT_FALSE(round_failed(r));
 	round_exit(r);
 	free(store);
 }
