@@ -5,6 +5,8 @@
  */
 #include "memfd_protect_common.h"
 
+#include <limits.h>
+
 #include "kselftest_harness.h"
 
 #define NR_PAGES	8
@@ -36,16 +38,16 @@ static ssize_t write_page(const FIXTURE_DATA(file) *self, size_t page)
 	return pwrite(self->fd, "x", 1, page * self->page);
 }
 
-/* How many ranges fdinfo shows under that name, -1 if it does not */
-static long ranges_in(int fd, const char *name)
+/* What fdinfo shows under that name, LONG_MIN if it does not */
+static long shown_in(int fd, const char *name)
 {
 	char path[64], text[4096], *line;
 
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
 	if (!read_file(path, text, sizeof(text)))
-		return -1;
+		return LONG_MIN;
 	line = strstr(text, name);
-	return line ? atol(line + strlen(name)) : -1;
+	return line ? atol(line + strlen(name)) : LONG_MIN;
 }
 
 static long op_write_page(void *arg)
@@ -61,7 +63,7 @@ TEST_F(file, zero_is_wait_and_allow)
 	struct writer writer;
 
 	ASSERT_EQ(0, sys_memfd_protect(self->fd, 0, 0, PROT_READ, 0));
-	EXPECT_EQ(1, ranges_in(self->fd, "protect_wait:"));
+	EXPECT_EQ(1, shown_in(self->fd, "protect_wait:"));
 	ASSERT_TRUE(writer_start(&writer, self->nfd, op_write_page, &self->fd));
 	ASSERT_TRUE(read_event(self->nfd, &event));
 	nothing_set.cookie = event.cookie;
@@ -76,8 +78,8 @@ TEST_F(file, modes_are_not_bits)
 {
 	EXPECT_EQ(0, protect_pages(self->fd, 1, 1,
 				   MEMFD_PROTECT_WAIT | MEMFD_PROTECT_DENY));
-	EXPECT_EQ(1, ranges_in(self->fd, "protect_deny:"));
-	EXPECT_EQ(0, ranges_in(self->fd, "protect_wait:"));
+	EXPECT_EQ(1, shown_in(self->fd, "protect_deny:"));
+	EXPECT_EQ(0, shown_in(self->fd, "protect_wait:"));
 	EXPECT_EQ(-EINVAL, protect_pages(self->fd, 1, 1, MEMFD_PROTECT_ASYNC |
 					 MEMFD_PROTECT_DENY));
 }
@@ -145,6 +147,37 @@ TEST_F(file, dirty_names_the_first_write)
 	EXPECT_EQ(self->page, event.length);
 	EXPECT_EQ(getpid(), event.pid);
 	EXPECT_TRUE(no_event(self->nfd));
+}
+
+/* Every line of fdinfo is in memfd_notify(2), and the other way round */
+TEST_F(file, fdinfo_as_documented)
+{
+	static const char * const names[] = {
+		"event_fd", "protect_wait", "protect_async", "protect_deny",
+		"protect_bytes", "protect_busy", "log_ranges", "log_pages",
+		"log_bytes", "waiters", "pending", "unread", "events", "waits",
+	};
+	char path[64], text[4096], *line, *rest = text;
+	size_t seen = 0;
+
+	EXPECT_EQ(1, shown_in(self->fd, "event_fd:"));
+	EXPECT_EQ(-1, shown_in(self->fd, "protect_busy:"));
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", self->nfd);
+	ASSERT_TRUE(read_file(path, text, sizeof(text)));
+	while ((line = strsep(&rest, "\n")) && *line) {
+		char *name = strsep(&line, ":");
+		size_t i = 0;
+
+		if (!strcmp(name, "pos") || !strcmp(name, "flags") ||
+		    !strcmp(name, "mnt_id") || !strcmp(name, "ino") ||
+		    !strncmp(name, "ptshare_", 8))
+			continue;
+		while (i < ARRAY_SIZE(names) && strcmp(name, names[i]))
+			i++;
+		EXPECT_LT(i, ARRAY_SIZE(names)) TH_LOG("%s", name);
+		seen++;
+	}
+	EXPECT_EQ(ARRAY_SIZE(names), seen);
 }
 
 TEST_F(file, not_seekable)
