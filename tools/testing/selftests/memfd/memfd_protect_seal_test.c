@@ -15,6 +15,7 @@
 #define TEST_TIMEOUT_DEFAULT	90
 
 #define DISABLE_DIR	"/sys/kernel/debug/memfd_protect/disable/"
+#define DELAY_DIR	"/sys/kernel/debug/memfd_protect/delay_us/"
 #define RW		(PROT_READ | PROT_WRITE)
 
 #define NR_PAGES	16
@@ -446,6 +447,35 @@ TEST(seal_ends_what_is_under_way)
 		EXPECT_STREQ(before, after) TH_LOG("round %d", round);
 		close(fd);
 	}
+}
+
+static long op_protect(void *arg)
+{
+	struct op *op = arg;
+
+	return sys_memfd_protect(op->fd, op->offset, op->len, PROT_READ,
+				 op->flags);
+}
+
+/* It has passed all checks, and sleeps before it protects */
+TEST_F(file, seal_overtakes)
+{
+	struct op op = { .fd = self->fd, .len = self->page,
+			 .flags = MEMFD_PROTECT_DENY };
+	struct writer w;
+
+	if (!write_file(DELAY_DIR "pins", "1000000"))
+		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+	ASSERT_TRUE(writer_start(&w, self->nfd, op_protect, &op));
+	EXPECT_TRUE(writer_sleeps(&w));
+	EXPECT_EQ(0, add_seals(self->fd, F_SEAL_PROTECT));
+	EXPECT_FALSE(w.out->done);
+	EXPECT_TRUE(writer_finishes(&w));
+	EXPECT_EQ(-EPERM, w.out->ret);
+	writer_free(&w);
+	EXPECT_TRUE(write_file(DELAY_DIR "pins", "0"));
+	op.flags = 0;
+	EXPECT_EQ((long)self->page, op_write(&op));
 }
 
 /* What a consumer looks at before it trusts a file */

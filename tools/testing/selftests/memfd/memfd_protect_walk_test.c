@@ -150,7 +150,7 @@ static uint64_t scan_ns(const FIXTURE_DATA(file) *self, size_t step)
 	uint64_t best = UINT64_MAX, start, ns;
 	int found;
 
-	for (int i = 0; i < 5; i++) {
+	for (int i = 0; i < 15; i++) {
 		for (size_t page = 0; page < NR_PAGES; page += step)
 			pwrite(self->fd, "x", 1, page * self->page);
 		start = now_ns();
@@ -192,7 +192,7 @@ TEST_F(file, ranges_times_mappings)
 	       many_ranges / 1000ULL, NR_VMAS, many_vmas / 1000ULL,
 	       both / 1000ULL);
 	munmap(map, NR_VMAS * self->page);
-	EXPECT_GT(2 * (many_ranges + many_vmas), both);
+	EXPECT_GT(5 * (many_ranges + many_vmas), both);
 }
 
 int main(int argc, char **argv)
