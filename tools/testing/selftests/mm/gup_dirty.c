@@ -40,15 +40,17 @@ static int pagemap_fd;
 static char *map_units(int fd, size_t unit)
 {
 	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-	char *area;
+	char *area = NULL;
 
-	area = mmap(NULL, 3 * unit, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
-		    -1, 0);
-	if (area == MAP_FAILED)
-		return NULL;
-	area = (char *)(((uintptr_t)area + unit - 1) & ~(unit - 1));
-	area = mmap(area, 2 * unit, PROT_READ | PROT_WRITE, MAP_FIXED | flags,
-		    fd, 0);
+	if (unit > pagesize) {
+		area = mmap(NULL, 3 * unit, PROT_NONE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (area == MAP_FAILED)
+			return NULL;
+		area = (char *)(((uintptr_t)area + unit - 1) & ~(unit - 1));
+		flags |= MAP_FIXED;
+	}
+	area = mmap(area, 2 * unit, PROT_READ | PROT_WRITE, flags, fd, 0);
 	return area == MAP_FAILED ? NULL : area;
 }
 
