@@ -88,18 +88,29 @@ static inline unsigned long ptshare_offset(const struct vm_area_struct *guest,
 	return (guest->vm_pgoff << PAGE_SHIFT) + addr - guest->vm_start;
 }
 
+/* How many links there are to a table. */
+static inline atomic_t *ptshare_links_of(pgtable_t table)
+{
+	return &page_ptdesc(table)->pt_share_count;
+}
+
 /* mm/ptshare.c */
-struct ptshare *ptshare_of(const struct vm_area_struct *vma);
 bool ptshare_may_share(struct vm_area_struct *vma, unsigned long flags);
-struct ptshare_host *ptshare_get_host(struct vm_area_struct *guest);
 
 /* mm/ptshare_table.c */
 bool ptshare_tables_empty(struct vm_area_struct *vma);
-pgoff_t ptshare_next_table(struct ptshare_host *host, pgoff_t first,
-			   pgoff_t last);
-void ptshare_free_tables(struct ptshare *ps, struct ptshare_host *host,
-			 pgoff_t first, pgoff_t last);
-void ptshare_uncount_tables(struct ptshare *ps, struct ptshare_host *host);
+
+/* mm/ptshare_host.c */
+struct ptshare *ptshare_of_inode(struct inode *inode);
+struct ptshare *ptshare_of(const struct vm_area_struct *vma);
+struct ptshare_host *ptshare_get_host(struct vm_area_struct *guest);
+void ptshare_put_host(struct ptshare *ps, pgoff_t first, pgoff_t last);
+pmd_t *ptshare_find_pmd(struct mm_struct *mm, unsigned long addr);
+pmd_t *ptshare_next_pmd(struct mm_struct *mm, unsigned long *addr,
+			unsigned long end);
+pmd_t *ptshare_alloc_pmd(struct mm_struct *mm, unsigned long addr);
+pmd_t *ptshare_host_table(struct ptshare *ps, struct mm_struct *mm,
+			  unsigned long addr);
 
 /* mm/ptshare_tlb.c */
 void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Shared page tables of memfds: faults, links, and the life of tables.
+ * Shared page tables of memfds: faults and links.
  *
  * A fault of a guest first looks whether the host's table has what it needs. Then
  * it links and is done. Otherwise the fault is carried out once more in the
@@ -13,7 +13,7 @@
  * part of the fault knows no retry. If the answer of memfd_protect() has changed
  * by then, the host's part does nothing, and the fault happens again.
  *
- * The invariants by their letters are those of mm/ptshare.c.
+ * The invariants by their letters are those of mm/ptshare.c and mm/ptshare_host.c.
  */
 
 #include <linux/memcontrol.h>
@@ -23,7 +23,6 @@
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <asm/pgalloc.h>
-#include <asm/tlb.h>
 #include <asm/tlbflush.h>
 
 #include "internal.h"
@@ -37,87 +36,12 @@
 #define HOST_FAULT_FLAGS	(FAULT_FLAG_WRITE | FAULT_FLAG_USER | \
 				 FAULT_FLAG_REMOTE)
 
-/*
- * Walks
- */
-
-/* The PMD entry for an address, NULL if there is no PMD table. */
-static pmd_t *find_pmd(struct mm_struct *mm, unsigned long addr)
-{
-	pgd_t *pgd = pgd_offset(mm, addr);
-	p4d_t *p4d;
-	pud_t *pud;
-
-	if (pgd_none(READ_ONCE(*pgd)))
-		return NULL;
-	p4d = p4d_offset(pgd, addr);
-	if (p4d_none(READ_ONCE(*p4d)))
-		return NULL;
-	pud = pud_offset(p4d, addr);
-	if (pud_none(READ_ONCE(*pud)))
-		return NULL;
-	return pmd_offset(pud, addr);
-}
-
-/*
- * The first entry from *@addr on that is not empty; *@addr becomes its address.
- * Levels that are folded are never empty, and end where the next one does.
- */
-static pmd_t *next_pmd(struct mm_struct *mm, unsigned long *addr,
-		       unsigned long end)
-{
-	while (*addr < end) {
-		unsigned long pgd_end = pgd_addr_end(*addr, end);
-		unsigned long p4d_end = p4d_addr_end(*addr, pgd_end);
-		unsigned long pud_end = pud_addr_end(*addr, p4d_end);
-		pgd_t *pgd = pgd_offset(mm, *addr);
-		p4d_t *p4d;
-		pud_t *pud;
-		pmd_t *pmd;
-
-		if (pgd_none(READ_ONCE(*pgd))) {
-			*addr = pgd_end;
-			continue;
-		}
-		p4d = p4d_offset(pgd, *addr);
-		if (p4d_none(READ_ONCE(*p4d))) {
-			*addr = p4d_end;
-			continue;
-		}
-		pud = pud_offset(p4d, *addr);
-		if (pud_none(READ_ONCE(*pud))) {
-			*addr = pud_end;
-			continue;
-		}
-		pmd = pmd_offset(pud, *addr);
-		if (!pmd_none(pmdp_get_lockless(pmd)))
-			return pmd;
-		*addr = pmd_addr_end(*addr, pud_end);
-	}
-	return NULL;
-}
-
-static pmd_t *alloc_pmd(struct mm_struct *mm, unsigned long addr)
-{
-	p4d_t *p4d = p4d_alloc(mm, pgd_offset(mm, addr), addr);
-	pud_t *pud;
-
-	if (!p4d)
-		return NULL;
-	pud = pud_alloc(mm, p4d, addr);
-	return pud ? pmd_alloc(mm, pud, addr) : NULL;
-}
-
-static atomic_t *links_of(pgtable_t table)
-{
-	return &page_ptdesc(table)->pt_share_count;
-}
-
 unsigned int __ptshare_links(pmd_t *pmd)
 {
 	pmd_t table = pmdp_get_lockless(pmd);
 
-	return pmd_none(table) ? 1 : atomic_read(links_of(pmd_pgtable(table)));
+	return pmd_none(table) ? 1 :
+		atomic_read(ptshare_links_of(pmd_pgtable(table)));
 }
 
 /*
@@ -135,7 +59,7 @@ static bool link_table(struct mm_struct *mm, pmd_t *pmd, pmd_t *host_pmd)
 		return false;
 	ptl = pmd_lock(mm, pmd);
 	if (pmd_none(*pmd)) {
-		atomic_inc(links_of(pmd_pgtable(table)));
+		atomic_inc(ptshare_links_of(pmd_pgtable(table)));
 		pmd_populate(mm, pmd, pmd_pgtable(table));
 		linked = true;
 	}
@@ -158,9 +82,9 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
 
 	pmd -= (ALIGN_DOWN(address, PMD_SIZE) - start) >> PMD_SHIFT;
 	for (; addr < end; addr += PMD_SIZE, pmd++) {
-		pmd_t *host_pmd = find_pmd(host_vma->vm_mm,
-					   host_vma->vm_start +
-					   ptshare_offset(vma, addr));
+		pmd_t *host_pmd = ptshare_find_pmd(host_vma->vm_mm,
+						   host_vma->vm_start +
+						   ptshare_offset(vma, addr));
 
 		if (host_pmd && link_table(vma->vm_mm, pmd, host_pmd))
 			nr++;
@@ -192,13 +116,13 @@ void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 	pmd_t *pmd;
 
 	end = ALIGN(end, PMD_SIZE);
-	for (; (pmd = next_pmd(mm, &addr, end)); addr += PMD_SIZE) {
+	for (; (pmd = ptshare_next_pmd(mm, &addr, end)); addr += PMD_SIZE) {
 		spinlock_t *ptl = pmd_lock(mm, pmd);
 		pmd_t table = *pmd;
 
 		if (!pmd_none(table)) {
 			pmd_clear(pmd);
-			atomic_dec(links_of(pmd_pgtable(table)));
+			atomic_dec(ptshare_links_of(pmd_pgtable(table)));
 			nr++;
 		}
 		spin_unlock(ptl);
@@ -237,30 +161,6 @@ bool __ptshare_no_collapse(void)
 /*
  * Faults
  */
-
-/* The PMD entry of the host, with a table behind it. */
-static pmd_t *host_table(struct ptshare *ps, struct mm_struct *mm,
-			 unsigned long addr)
-{
-	pmd_t *pmd = alloc_pmd(mm, addr);
-	pgtable_t table, new;
-
-	if (!pmd || !pmd_none(pmdp_get_lockless(pmd)))
-		return pmd;
-	table = pte_alloc_one(mm);
-	if (!table)
-		return NULL;
-	new = table;
-	atomic_set(links_of(table), 0);
-	pmd_install(mm, pmd, &new);
-	if (new) {
-		pte_free(mm, new);
-		return pmd;
-	}
-	atomic_long_inc(&ps->nr_tables);
-	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, 1);
-	return pmd;
-}
 
 /* Whether an access needs no more than a link. */
 static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
@@ -364,8 +264,8 @@ vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
 	if (WARN_ON_ONCE(host_addr >= host_vma->vm_end))
 		return VM_FAULT_SIGBUS;
 
-	pmd = alloc_pmd(vma->vm_mm, address);
-	host_pmd = host_table(ptshare_of(vma), host->mm, host_addr);
+	pmd = ptshare_alloc_pmd(vma->vm_mm, address);
+	host_pmd = ptshare_host_table(ptshare_of(vma), host->mm, host_addr);
 	if (!pmd || !host_pmd)
 		return VM_FAULT_OOM;
 
@@ -415,104 +315,11 @@ bool ptshare_tables_empty(struct vm_area_struct *vma)
 	unsigned long addr = vma->vm_start;
 	pmd_t *pmd;
 
-	for (; (pmd = next_pmd(vma->vm_mm, &addr, vma->vm_end));
+	for (; (pmd = ptshare_next_pmd(vma->vm_mm, &addr, vma->vm_end));
 	     addr += PMD_SIZE) {
 		if (!table_empty(vma->vm_mm, pmd, addr))
 			return false;
 		cond_resched();
 	}
 	return true;
-}
-
-static void uncount_table(struct ptshare *ps, pmd_t *pmd)
-{
-	pgtable_t table = pmd_pgtable(*pmd);
-
-	VM_WARN_ON_ONCE(ptshare_rule(UNLINK) && atomic_read(links_of(table)));
-	atomic_long_dec(&ps->nr_tables);
-	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, -1);
-}
-
-static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
-			      unsigned long start, unsigned long end)
-{
-	unsigned long addr = start;
-	struct mmu_gather tlb;
-	pmd_t *pmd;
-
-	if (!next_pmd(vma->vm_mm, &addr, end))
-		return;
-	zap_page_range_single(vma, start, end - start, NULL);
-	for (; (pmd = next_pmd(vma->vm_mm, &addr, end)); addr += PMD_SIZE)
-		uncount_table(ps, pmd);
-	tlb_gather_mmu(&tlb, vma->vm_mm);
-	free_pgd_range(&tlb, start, end, start, end);
-	tlb_finish_mmu(&tlb);
-}
-
-/**
- * ptshare_next_table() - find tables that may have to be freed
- * @host: The host.
- * @first: Page offset from which on to look.
- * @last: Last page offset.
- *
- * Context: i_mmap_rwsem for writing.
- * Return: Page offset of the first table of any class, or @last + 1.
- */
-pgoff_t ptshare_next_table(struct ptshare_host *host, pgoff_t first,
-			   pgoff_t last)
-{
-	pgoff_t next = last + 1;
-	enum ptshare_class class;
-
-	for (class = 0; class < PTSHARE_CLASSES; class++) {
-		unsigned long base = PTSHARE_BASE(class);
-		unsigned long addr = base + (first << PAGE_SHIFT);
-
-		if (next_pmd(host->mm, &addr, base + (next << PAGE_SHIFT)))
-			next = min(next, (addr - base) >> PAGE_SHIFT);
-	}
-	return next;
-}
-
-/**
- * ptshare_free_tables() - free tables that nobody maps any more
- * @ps: Shared page tables of a file.
- * @host: Its host.
- * @first: First page offset, the first of a table.
- * @last: Last page offset, the last of a table.
- *
- * Context: May sleep. i_mmap_rwsem for writing, and no guest in the tree maps any
- * of it (F).
- */
-void ptshare_free_tables(struct ptshare *ps, struct ptshare_host *host,
-			 pgoff_t first, pgoff_t last)
-{
-	enum ptshare_class class;
-
-	i_mmap_assert_write_locked(ps->mapping);
-	for (class = 0; class < PTSHARE_CLASSES; class++)
-		free_class_tables(ps, host->vma[class],
-				  PTSHARE_BASE(class) + (first << PAGE_SHIFT),
-				  PTSHARE_BASE(class) +
-				  ((last + 1) << PAGE_SHIFT));
-}
-
-/**
- * ptshare_uncount_tables() - the tables of a host are about to go with it
- * @ps: Shared page tables of the file that it had.
- * @host: The host, of which nobody knows any more.
- *
- * Context: May sleep.
- */
-void ptshare_uncount_tables(struct ptshare *ps, struct ptshare_host *host)
-{
-	unsigned long addr = PTSHARE_BASE(0);
-	unsigned long end = PTSHARE_BASE(PTSHARE_CLASSES);
-	pmd_t *pmd;
-
-	for (; (pmd = next_pmd(host->mm, &addr, end)); addr += PMD_SIZE) {
-		uncount_table(ps, pmd);
-		cond_resched();
-	}
 }

@@ -68,13 +68,10 @@ ptshare_vm_ops(const struct vm_area_struct *vma)
 }
 
 /* mm/ptshare.c */
-int ptshare_create(struct file *file);
-void ptshare_evict(struct inode *inode);
 void __ptshare_mmap(struct vm_area_struct *vma);
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
 				      unsigned long hint, unsigned long len,
 				      unsigned long pgoff, unsigned long flags);
-void ptshare_show_fdinfo(struct seq_file *m, struct file *file);
 struct rb_root_cached *__ptshare_i_mmap(struct vm_area_struct *vma);
 void __ptshare_linked(struct vm_area_struct *vma);
 void __ptshare_unlinked(struct vm_area_struct *vma);
@@ -89,9 +86,6 @@ void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma);
 void __ptshare_unshare_mm(struct mm_struct *mm);
 void __ptshare_reshare(struct mm_struct *mm, unsigned long start,
 		       unsigned long end);
-bool __ptshare_all_cgroups(void);
-struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma);
-struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma);
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
 					     pgoff_t first, pgoff_t last);
 
@@ -109,6 +103,14 @@ bool __ptshare_change_protection(struct vm_area_struct *vma,
 unsigned int __ptshare_links(pmd_t *pmd);
 bool __ptshare_no_retract(void);
 bool __ptshare_no_collapse(void);
+
+/* mm/ptshare_host.c */
+int ptshare_create(struct file *file);
+void ptshare_evict(struct inode *inode);
+void ptshare_show_fdinfo(struct seq_file *m, struct file *file);
+bool __ptshare_all_cgroups(void);
+struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma);
+struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma);
 
 /**
  * ptshare_mmap() - a file is mapped
