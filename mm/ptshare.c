@@ -40,10 +40,8 @@
  * Locks:
  *
  *   mmap lock, VMA lock of a guest
- *     ptshare.lock			makes and ends the host
- *       mmap lock of the host		its VMAs, while it is made; class of its own
- *         i_mmap_rwsem of the file	ptshare.guests
- *           page table lock		links: the guest's PMD lock; entries: the
+ *     i_mmap_rwsem of the file	ptshare.guests
+ *       page table lock		links: the guest's PMD lock; entries: the
  *					table's own lock, the same for all
  */
 
@@ -78,6 +76,7 @@ void __ptshare_linked(struct vm_area_struct *vma)
 
 	i_mmap_assert_write_locked(ps->mapping);
 	WRITE_ONCE(ps->nr_guests, ps->nr_guests + 1);
+	ptshare_guest_came(ps, vma);
 }
 
 void __ptshare_unlinked(struct vm_area_struct *vma)
@@ -86,8 +85,8 @@ void __ptshare_unlinked(struct vm_area_struct *vma)
 
 	i_mmap_assert_write_locked(ps->mapping);
 	WRITE_ONCE(ps->nr_guests, ps->nr_guests - 1);
-	ptshare_put_host(ps, vma->vm_pgoff,
-			 vma->vm_pgoff + vma_pages(vma) - 1);
+	ptshare_guest_left(vma, vma->vm_pgoff,
+			   vma->vm_pgoff + vma_pages(vma) - 1);
 }
 
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,

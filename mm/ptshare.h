@@ -6,9 +6,8 @@
 #ifndef _MM_PTSHARE_H
 #define _MM_PTSHARE_H
 
-#include <linux/kref.h>
+#include <linux/fs.h>
 #include <linux/mm.h>
-#include <linux/mutex.h>
 #include <linux/ptshare.h>
 #include <linux/rbtree.h>
 #include <linux/sizes.h>
@@ -33,52 +32,53 @@ enum ptshare_class {
 };
 
 /**
- * struct ptshare_host - who owns the tables while the file is mapped
- * @mm: An address space in which nobody runs.
- * @vma: Its VMAs, one for each class. Each maps the file from its first byte to
- *	 PTSHARE_SPAN, and is in the file's reverse mapping.
- */
-struct ptshare_host {
-	struct mm_struct *mm;
-	struct vm_area_struct *vma[PTSHARE_CLASSES];
-};
-
-/**
  * struct ptshare - shared page tables of one file
- * @ref: The inode has one, and @work while it is queued.
- * @mapping: The file's; only valid for those who keep the file by other means.
- * @lock: Taken to make and to end the host.
+ * @mapping: The file's. It goes when the file does.
  * @guests: Interval tree of VMAs that link to the tables, in place of the reverse
  *	    mapping. Guarded by i_mmap_rwsem of @mapping.
  * @nr_guests: Their number. Written under i_mmap_rwsem.
- * @host: The host, NULL while there is none. Made under @lock, ended under @lock
- *	   and i_mmap_rwsem for writing. Who locks a guest keeps it.
- * @free_first: First page offset that may have lost its last guest, under
- *		i_mmap_rwsem.
- * @free_last: The last one.
- * @work: Frees tables that nobody maps, and the host.
+ * @mm: The host, an address space in which nobody runs.
+ * @vma: Its VMAs, one for each class. Each maps the file from its first byte to
+ *	 PTSHARE_SPAN, and is in the file's reverse mapping.
+ * @file: What they map. No open file description: see mm/ptshare_host.c.
+ * @pending_file: Set while somebody has tables to free, and what keeps the file
+ *		  for him. This and the following under i_mmap_rwsem for writing.
+ * @pending_first: First page offset that may have lost its last guest.
+ * @pending_last: The last one.
+ * @pending_classes: The classes of these guests, one bit each.
+ * @task_work: Who frees them, if it is a task,
+ * @work: or a worker.
  * @nr_tables: Tables that there are.
  * @nr_links: Links to them.
- * @rcu: For those who find it through a page.
  */
 struct ptshare {
-	struct kref ref;
 	struct address_space *mapping;
-	struct mutex lock; /* see above */
 	struct rb_root_cached guests;
 	unsigned long nr_guests;
-	struct ptshare_host *host;
-	pgoff_t free_first;
-	pgoff_t free_last;
-	struct work_struct work;
+	struct mm_struct *mm;
+	struct vm_area_struct *vma[PTSHARE_CLASSES];
+	struct file file;
+	struct file *pending_file;
+	pgoff_t pending_first;
+	pgoff_t pending_last;
+	unsigned int pending_classes;
+	union {
+		struct callback_head task_work;
+		struct work_struct work;
+	};
 	atomic_long_t nr_tables;
 	atomic_long_t nr_links;
-	struct rcu_head rcu;
 };
 
 static inline enum ptshare_class ptshare_class_of(unsigned long vm_flags)
 {
 	return vm_flags & VM_WRITE ? PTSHARE_RW : PTSHARE_RO;
+}
+
+/* How many links an address space has. */
+static inline unsigned long ptshare_mm_links(const struct mm_struct *mm)
+{
+	return atomic_long_read(&mm->ptshare_links);
 }
 
 /* The file offset that a guest maps at an address, in bytes. */
@@ -100,17 +100,28 @@ bool ptshare_may_share(struct vm_area_struct *vma, unsigned long flags);
 /* mm/ptshare_table.c */
 bool ptshare_tables_empty(struct vm_area_struct *vma);
 
+/* mm/ptshare_account.c */
+unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr);
+void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd,
+			 unsigned long addr, unsigned int before, bool linked);
+void ptshare_count_links(struct mm_struct *mm, struct ptshare *ps,
+			 unsigned long nr, unsigned long pages);
+void ptshare_count_unlinks(struct mm_struct *mm, struct ptshare *ps,
+			   unsigned long nr);
+
 /* mm/ptshare_host.c */
 struct ptshare *ptshare_of_inode(struct inode *inode);
 struct ptshare *ptshare_of(const struct vm_area_struct *vma);
-struct ptshare_host *ptshare_get_host(struct vm_area_struct *guest);
-void ptshare_put_host(struct ptshare *ps, pgoff_t first, pgoff_t last);
+void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest);
+void ptshare_guest_left(struct vm_area_struct *guest, pgoff_t first,
+			pgoff_t last);
+void ptshare_class_left(struct vm_area_struct *vma, unsigned long start,
+			unsigned long end);
 pmd_t *ptshare_find_pmd(struct mm_struct *mm, unsigned long addr);
 pmd_t *ptshare_next_pmd(struct mm_struct *mm, unsigned long *addr,
 			unsigned long end);
 pmd_t *ptshare_alloc_pmd(struct mm_struct *mm, unsigned long addr);
-pmd_t *ptshare_host_table(struct ptshare *ps, struct mm_struct *mm,
-			  unsigned long addr);
+pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr);
 
 /* mm/ptshare_tlb.c */
 void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,

@@ -41,6 +41,9 @@ static const char * const rule_names[PTSHARE_RULE_NR] = {
 	[PTSHARE_RULE_RECENCY] = "recency",
 	[PTSHARE_RULE_MAPCOUNT] = "mapcount",
 	[PTSHARE_RULE_ASK] = "ask",
+	[PTSHARE_RULE_OOM] = "oom",
+	[PTSHARE_RULE_RELEASE] = "release",
+	[PTSHARE_RULE_PRIVACY] = "privacy",
 };
 
 static const char * const delay_names[PTSHARE_DELAY_NR] = {

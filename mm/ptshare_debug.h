@@ -28,8 +28,11 @@
  * @PTSHARE_RULE_NOTIFIER: MMU notifiers end sharing.
  * @PTSHARE_RULE_CHARGE: Pages are charged to who faults them in.
  * @PTSHARE_RULE_RECENCY: Reclaim of any cgroup looks at the accessed bits.
- * @PTSHARE_RULE_MAPCOUNT: Folios count as shared with several mappings.
+ * @PTSHARE_RULE_MAPCOUNT: Pages count as shared if their table is.
  * @PTSHARE_RULE_ASK: Write faults ask memfd_protect() in their own name.
+ * @PTSHARE_RULE_OOM: What is mapped through links counts for the OOM killer.
+ * @PTSHARE_RULE_RELEASE: Who leaves last frees tables, and nobody else.
+ * @PTSHARE_RULE_PRIVACY: Nobody learns from shared entries what others do.
  * @PTSHARE_RULE_NR: Their number.
  */
 enum ptshare_debug_rule {
@@ -49,6 +52,9 @@ enum ptshare_debug_rule {
 	PTSHARE_RULE_RECENCY,
 	PTSHARE_RULE_MAPCOUNT,
 	PTSHARE_RULE_ASK,
+	PTSHARE_RULE_OOM,
+	PTSHARE_RULE_RELEASE,
+	PTSHARE_RULE_PRIVACY,
 	PTSHARE_RULE_NR,
 };
 

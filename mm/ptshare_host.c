@@ -1,43 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Shared page tables of memfds: the host, who owns the tables, and its life.
+ * Shared page tables of memfds: the host, who owns the tables, and their life.
  *
- * The host is an address space in which nobody runs. It belongs to a file, and has
- * a VMA for each class of mappings. Tables are made in it by faults of guests
- * (mm/ptshare_table.c), and freed here when their last guest is gone.
+ * The host is an address space in which nobody runs. It belongs to a file,
+ * comes and goes with it, and has a VMA for each class of mappings. Tables are
+ * made in it by faults of guests (mm/ptshare_table.c), and freed here when
+ * their last guest has gone.
  *
- * Invariant F. A table of the host is freed only under i_mmap_rwsem for writing,
- * when no guest in the tree maps anything of its range. Nobody links to it then: a
- * guest clears its links before it leaves the tree (L in mm/ptshare.c).
- * Nobody links to it anew: a fault that links holds the lock of a guest in
- * the tree. No CPU walks it: clearing a link flushed paging-structure caches, and
- * interrupted CPUs that are in GUP-fast, which runs with interrupts off. Where
- * a hypervisor flushes CPUs that do not run when they run next, tables are freed by
- * RCU (tlb_remove_table()), which waits for GUP-fast as well.
+ * The host has no reference to the file, which would be a cycle. What its VMAs
+ * map is not an open file description: it has no dentry, keeps nothing, and
+ * nobody but these VMAs refers to it. A guest does keep the file. When the file
+ * goes there is none.
  *
- * The host lives while guests do: it is made by the first fault of a guest, and
- * ended when the tree is empty. So its reference to the file makes no cycle. A
- * fault holds the lock of a guest in the tree, and so keeps the host without
- * a reference.
+ * Invariant F. A table of the host is freed only under i_mmap_rwsem for
+ * writing, when no guest in the tree maps anything of its range. Nobody links
+ * to it then: a guest clears its links before it leaves the tree (L in
+ * mm/ptshare.c). Nobody links to it anew: a fault that links holds the lock of
+ * a guest in the tree. No CPU walks it: clearing a link flushed
+ * paging-structure caches, and interrupted CPUs that are in GUP-fast, which
+ * runs with interrupts off. Where a hypervisor flushes CPUs that do not run
+ * when they run next, tables are freed by RCU (tlb_remove_table()), which waits
+ * for GUP-fast as well.
+ *
+ * A guest of a process that has ended (mm_users is 0) and has no links left
+ * counts as gone: nobody faults there any more.
+ *
+ * Who leaves last frees the tables, and does that before it returns to user
+ * mode, or has ended. So memory is there again when munmap() or wait() has
+ * returned. It leaves with i_mmap_rwsem held, and with no more than a look at
+ * the tree it sees that others stay. If not, it frees later, without locks, in
+ * pieces: munmap() as a task work, as fput() does; an ending process in
+ * exit_mmap(), before the OOM killer may go on to the next one. Kernel threads
+ * leave it to a worker.
  *
  * Locks:
  *
  *   mmap lock, VMA lock of a guest
- *     ptshare.lock			makes and ends the host
- *       mmap lock of the host		its VMAs, while it is made; class of its own
- *         i_mmap_rwsem of the file	ptshare.guests
+ *     mmap lock of the host		its VMAs; class of its own
+ *       i_mmap_rwsem of the file	ptshare.guests, and what is to be freed
  */
 
-#include <linux/cred.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/init_task.h>
-#include <linux/interval_tree.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/seq_file.h>
 #include <linux/shmem_fs.h>
+#include <linux/task_work.h>
 #include <linux/user_namespace.h>
+#include <linux/workqueue.h>
 #include <asm/pgalloc.h>
 #include <asm/tlb.h>
 
@@ -47,11 +59,13 @@
 
 DEFINE_STATIC_KEY_FALSE(ptshare_used);
 
-/* Memory of a process that was killed for it must not wait for a new thread. */
-static struct workqueue_struct *ptshare_wq;
-
-/* The host's mmap lock is taken with a guest's held. */
+/* An ending process frees tables of the host with its own mmap lock held. */
 static struct lock_class_key host_mmap_lock_key;
+
+#define TABLE_PAGES	(PMD_SIZE >> PAGE_SHIFT)
+
+/* Classes, one bit each */
+#define ALL_CLASSES	(BIT(PTSHARE_CLASSES) - 1)
 
 /*
  * Walks
@@ -152,15 +166,14 @@ pmd_t *ptshare_alloc_pmd(struct mm_struct *mm, unsigned long addr)
 /**
  * ptshare_host_table() - a table of the host, made if need be
  * @ps: Shared page tables of a file.
- * @mm: The mm_struct of its host.
  * @addr: The address in the host.
  *
  * Context: May sleep. The lock of a guest that maps what @addr does.
  * Return: The PMD entry with a table behind it, NULL if there is no memory.
  */
-pmd_t *ptshare_host_table(struct ptshare *ps, struct mm_struct *mm,
-			  unsigned long addr)
+pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr)
 {
+	struct mm_struct *mm = ps->mm;
 	pmd_t *pmd = ptshare_alloc_pmd(mm, addr);
 	pgtable_t table, new;
 
@@ -171,6 +184,7 @@ pmd_t *ptshare_host_table(struct ptshare *ps, struct mm_struct *mm,
 		return NULL;
 	new = table;
 	atomic_set(ptshare_links_of(table), 0);
+	page_ptdesc(table)->pt_share_pages = 0;
 	pmd_install(mm, pmd, &new);
 	if (new) {
 		pte_free(mm, new);
@@ -185,7 +199,8 @@ static void uncount_table(struct ptshare *ps, pmd_t *pmd)
 {
 	pgtable_t table = pmd_pgtable(*pmd);
 
-	VM_WARN_ON_ONCE(ptshare_rule(UNLINK) && atomic_read(ptshare_links_of(table)));
+	VM_WARN_ON_ONCE(ptshare_rule(UNLINK) &&
+			atomic_read(ptshare_links_of(table)));
 	atomic_long_dec(&ps->nr_tables);
 	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, -1);
 }
@@ -200,16 +215,17 @@ static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
 	if (!ptshare_next_pmd(vma->vm_mm, &addr, end))
 		return;
 	zap_page_range_single(vma, start, end - start, NULL);
-	for (; (pmd = ptshare_next_pmd(vma->vm_mm, &addr, end)); addr += PMD_SIZE)
+	for (; (pmd = ptshare_next_pmd(vma->vm_mm, &addr, end));
+	     addr += PMD_SIZE)
 		uncount_table(ps, pmd);
 	tlb_gather_mmu(&tlb, vma->vm_mm);
 	free_pgd_range(&tlb, start, end, start, end);
 	tlb_finish_mmu(&tlb);
 }
 
-/* Page offset of the first table of any class in a range, or @last + 1. */
-static pgoff_t next_table(struct ptshare_host *host, pgoff_t first,
-			  pgoff_t last)
+/* Page offset of the first table of some classes in a range, or @last + 1. */
+static pgoff_t next_table(struct ptshare *ps, unsigned int classes,
+			  pgoff_t first, pgoff_t last)
 {
 	pgoff_t next = last + 1;
 	enum ptshare_class class;
@@ -218,41 +234,429 @@ static pgoff_t next_table(struct ptshare_host *host, pgoff_t first,
 		unsigned long base = PTSHARE_BASE(class);
 		unsigned long addr = base + (first << PAGE_SHIFT);
 
-		if (ptshare_next_pmd(host->mm, &addr, base + (next << PAGE_SHIFT)))
+		if ((classes & BIT(class)) &&
+		    ptshare_next_pmd(ps->mm, &addr, base + (next << PAGE_SHIFT)))
 			next = min(next, (addr - base) >> PAGE_SHIFT);
 	}
 	return next;
 }
 
+/* Whether a guest in the tree can have links to tables of some classes. */
+static bool may_link(struct vm_area_struct *guest, unsigned int classes)
+{
+	if (!(classes & BIT(ptshare_class_of(guest->vm_flags))))
+		return false;
+	/* See ptshare_count_unlinks(). */
+	return atomic_read(&guest->vm_mm->mm_users) ||
+	       ptshare_mm_links(guest->vm_mm);
+}
+
+/* The first guest that may link to tables of some classes in a range. */
+static struct vm_area_struct *next_guest(struct ptshare *ps,
+					 unsigned int classes, pgoff_t first,
+					 pgoff_t last)
+{
+	struct vm_area_struct *guest;
+
+	if (!ptshare_rule(UNLINK))
+		return NULL;
+	vma_interval_tree_foreach(guest, &ps->guests, first, last)
+		if (may_link(guest, classes))
+			return guest;
+	return NULL;
+}
+
 /*
- * Frees all tables of a range of whole tables. i_mmap_rwsem is held for writing, and
- * no guest in the tree maps any of it (F).
+ * Finds tables of some classes in a range of whole tables, for which there is
+ * no guest of these. The range becomes that of the tables, or empty if there
+ * are none. i_mmap_rwsem is held.
  */
-static void free_tables(struct ptshare *ps, struct ptshare_host *host,
-			pgoff_t first, pgoff_t last)
+static bool find_unused(struct ptshare *ps, unsigned int classes,
+			pgoff_t *first, pgoff_t *last)
+{
+	struct vm_area_struct *guest;
+
+	for (;;) {
+		*first = next_table(ps, classes, *first, *last);
+		if (*first > *last)
+			return false;
+		guest = next_guest(ps, classes, *first,
+				   *first + TABLE_PAGES - 1);
+		if (!guest)
+			break;
+		*first = guest->vm_pgoff + vma_pages(guest);
+	}
+	guest = next_guest(ps, classes, *first, *last);
+	if (guest)
+		*last = guest->vm_pgoff - 1;
+	return true;
+}
+
+/*
+ * Drops all entries of a class in a range, in which no guest of this class is
+ * left, so that pages do not count as mapped by somebody. The tables stay:
+ * guests of another class map the range, and may become guests of this one at
+ * any time.
+ */
+static void zap_tables(struct ptshare *ps, enum ptshare_class class,
+		       pgoff_t first, pgoff_t last)
+{
+	zap_page_range_single(ps->vma[class],
+			      PTSHARE_BASE(class) + (first << PAGE_SHIFT),
+			      (last + 1 - first) << PAGE_SHIFT, NULL);
+}
+
+/*
+ * Frees all tables of a range of whole tables. i_mmap_rwsem is held for
+ * writing, and no guest in the tree maps any of it (F).
+ */
+static void free_tables(struct ptshare *ps, pgoff_t first, pgoff_t last)
 {
 	enum ptshare_class class;
 
 	i_mmap_assert_write_locked(ps->mapping);
 	for (class = 0; class < PTSHARE_CLASSES; class++)
-		free_class_tables(ps, host->vma[class],
+		free_class_tables(ps, ps->vma[class],
 				  PTSHARE_BASE(class) + (first << PAGE_SHIFT),
 				  PTSHARE_BASE(class) +
 				  ((last + 1) << PAGE_SHIFT));
 }
 
-/* The tables of a host, of which nobody knows any more, are about to go with it. */
-static void uncount_tables(struct ptshare *ps, struct ptshare_host *host)
+/* A piece at a time, to let others have the lock. */
+#define FREE_BATCH	(SZ_128M >> PAGE_SHIFT)
+
+static void free_unused(struct ptshare *ps, unsigned int classes, pgoff_t first,
+			pgoff_t last)
+{
+	pgoff_t end;
+
+	for (; first <= last; first = end + 1) {
+		end = last;
+		i_mmap_lock_write(ps->mapping);
+		if (find_unused(ps, classes, &first, &end)) {
+			end = min(end, first + FREE_BATCH - 1);
+			if (classes == ALL_CLASSES)
+				free_tables(ps, first, end);
+			else
+				zap_tables(ps, ilog2(classes), first, end);
+		}
+		i_mmap_unlock_write(ps->mapping);
+		cond_resched();
+	}
+}
+
+/*
+ * Frees the tables of a range that have no guest, and drops the entries of
+ * those of some classes that have guests of others only.
+ */
+static void release(struct ptshare *ps, unsigned int classes, pgoff_t first,
+		    pgoff_t last)
+{
+	enum ptshare_class class;
+
+	free_unused(ps, ALL_CLASSES, first, last);
+	for (class = 0; class < PTSHARE_CLASSES; class++)
+		if (classes & BIT(class))
+			free_unused(ps, BIT(class), first, last);
+}
+
+/*
+ * Guests that leave
+ */
+
+static void release_pending(struct ptshare *ps)
+{
+	unsigned int classes;
+	pgoff_t first, last;
+	struct file *file;
+
+	ptshare_delay(TEARDOWN);
+	i_mmap_lock_write(ps->mapping);
+	file = ps->pending_file;
+	ps->pending_file = NULL;
+	classes = ps->pending_classes;
+	ps->pending_classes = 0;
+	first = ps->pending_first;
+	last = ps->pending_last;
+	i_mmap_unlock_write(ps->mapping);
+	release(ps, classes, first, last);
+	fput(file);
+}
+
+static void release_task_work(struct callback_head *work)
+{
+	release_pending(container_of(work, struct ptshare, task_work));
+}
+
+static void release_kthread_work(struct work_struct *work)
+{
+	release_pending(container_of(work, struct ptshare, work));
+}
+
+/*
+ * Has tables freed as soon as no lock is held. Whoever is to do so already, and
+ * has not begun, does it all.
+ */
+static void release_later(struct ptshare *ps, struct file *file,
+			  unsigned int classes, pgoff_t first, pgoff_t last)
+{
+	i_mmap_assert_write_locked(ps->mapping);
+	ps->pending_classes |= classes;
+	if (ps->pending_file) {
+		ps->pending_first = min(ps->pending_first, first);
+		ps->pending_last = max(ps->pending_last, last);
+		return;
+	}
+	ps->pending_first = first;
+	ps->pending_last = last;
+	ps->pending_file = get_file(file);
+	if (!(current->flags & PF_KTHREAD) && ptshare_rule(RELEASE)) {
+		init_task_work(&ps->task_work, release_task_work);
+		if (!task_work_add(current, &ps->task_work, TWA_RESUME))
+			return;
+	}
+	INIT_WORK(&ps->work, release_kthread_work);
+	queue_work(system_unbound_wq, &ps->work);
+}
+
+static bool has_unused(struct ptshare *ps, unsigned int classes, pgoff_t first,
+		       pgoff_t last)
+{
+	return find_unused(ps, classes, &first, &last);
+}
+
+/**
+ * ptshare_guest_left() - a guest has left the tree
+ * @guest: It.
+ * @first: First page offset that it shared.
+ * @last: The last one.
+ *
+ * Context: i_mmap_rwsem for writing. @guest still keeps its file.
+ */
+void ptshare_guest_left(struct vm_area_struct *guest, pgoff_t first,
+			pgoff_t last)
+{
+	struct ptshare *ps = ptshare_of(guest);
+	unsigned int class = BIT(ptshare_class_of(guest->vm_flags));
+
+	if (has_unused(ps, class, first, last) ||
+	    has_unused(ps, ALL_CLASSES, first, last))
+		release_later(ps, guest->vm_file, class, first, last);
+}
+
+/**
+ * ptshare_class_left() - a guest links to tables of another class from now on
+ * @vma: The guest, unlinked and with new flags.
+ * @start: First address.
+ * @end: End.
+ *
+ * Context: May sleep. mmap lock for writing.
+ */
+void ptshare_class_left(struct vm_area_struct *vma, unsigned long start,
+			unsigned long end)
+{
+	struct ptshare *ps = ptshare_of(vma);
+	unsigned int class = ALL_CLASSES & ~BIT(ptshare_class_of(vma->vm_flags));
+	pgoff_t first = ptshare_offset(vma, start) >> PAGE_SHIFT;
+	pgoff_t last = (ptshare_offset(vma, end) >> PAGE_SHIFT) - 1;
+	bool unused;
+
+	i_mmap_lock_read(ps->mapping);
+	unused = has_unused(ps, class, first, last);
+	i_mmap_unlock_read(ps->mapping);
+	if (!unused)
+		return;
+	i_mmap_lock_write(ps->mapping);
+	release_later(ps, vma->vm_file, class, first, last);
+	i_mmap_unlock_write(ps->mapping);
+}
+
+static void release_exiting(struct vm_area_struct *guest)
+{
+	struct ptshare *ps = ptshare_of(guest);
+	unsigned int class = BIT(ptshare_class_of(guest->vm_flags));
+	pgoff_t first = guest->vm_pgoff;
+	pgoff_t last = first + vma_pages(guest) - 1;
+	bool unused;
+
+	i_mmap_lock_read(ps->mapping);
+	unused = has_unused(ps, class, first, last) ||
+		 has_unused(ps, ALL_CLASSES, first, last);
+	i_mmap_unlock_read(ps->mapping);
+	if (unused)
+		release(ps, class, first, last);
+}
+
+/**
+ * __ptshare_exit_mmap() - a process has ended, and unmapped all
+ * @mm: Its address space. mm_users is 0, and all links are cleared.
+ *
+ * Frees what it used last, while the OOM killer waits for it still.
+ *
+ * Context: May sleep. mmap lock of @mm.
+ */
+void __ptshare_exit_mmap(struct mm_struct *mm)
+{
+	VMA_ITERATOR(vmi, mm, 0);
+	struct vm_area_struct *vma;
+
+	if (!ptshare_rule(RELEASE))
+		return;
+	for_each_vma(vmi, vma)
+		if (ptshare_guest(vma))
+			release_exiting(vma);
+}
+
+/*
+ * The host
+ */
+
+static int host_add_vma(struct ptshare *ps, enum ptshare_class class)
+{
+	struct vm_area_struct *vma = vm_area_alloc(ps->mm);
+	/* Without VM_MAYWRITE it does not count as a writer for file seals. */
+	vm_flags_t flags = VM_READ | VM_SHARED | VM_MAYREAD | VM_MAYSHARE |
+			   VM_SOFTDIRTY;
+	int err;
+
+	if (!vma)
+		return -ENOMEM;
+	if (class == PTSHARE_RW)
+		flags |= VM_WRITE;
+	vma_set_range(vma, PTSHARE_BASE(class),
+		      PTSHARE_BASE(class) + PTSHARE_SPAN, 0);
+	vm_flags_init(vma, flags);
+	vma->vm_ops = &ptshare_host_vm_ops;
+	vma->vm_file = get_file(&ps->file);
+	vma_set_page_prot(vma);
+	err = insert_vm_struct(ps->mm, vma);
+	if (err) {
+		fput(vma->vm_file);
+		vm_area_free(vma);
+		return err;
+	}
+	ps->vma[class] = vma;
+	return 0;
+}
+
+/*
+ * What the VMAs of the host map. It ends with them, and has nothing to be closed.
+ * Faults update the times of the file, for which they need the mount: memfds are on
+ * the kernel's own, which stays.
+ */
+static void host_init_file(struct ptshare *ps, struct file *file)
+{
+	atomic_long_set(&ps->file.f_count, 1);
+	ps->file.f_mode = FMODE_READ;
+	ps->file.f_flags = O_RDONLY | O_NOATIME;
+	ps->file.f_op = file->f_op;
+	ps->file.f_path.mnt = file->f_path.mnt;
+	ps->file.f_inode = file_inode(file);
+	ps->file.f_mapping = file->f_mapping;
+	ps->file.f_cred = &init_cred;
+}
+
+/*
+ * Frees what is left above the first table of each class, if that is all there is, as
+ * with most small files. It saves looking for more, through all of a VMA, and
+ * several times.
+ */
+static void free_first_pmds(struct ptshare *ps)
+{
+	unsigned long bytes = 0;
+	enum ptshare_class class;
+	struct mmu_gather tlb;
+
+	for (class = 0; class < PTSHARE_CLASSES; class++)
+		if (ptshare_find_pmd(ps->mm, PTSHARE_BASE(class)))
+			bytes += PTRS_PER_PUD * sizeof(pud_t) +
+				 PTRS_PER_PMD * sizeof(pmd_t);
+	if (mm_pgtables_bytes(ps->mm) != bytes)
+		return;
+	tlb_gather_mmu(&tlb, ps->mm);
+	for (class = 0; class < PTSHARE_CLASSES; class++) {
+		unsigned long base = PTSHARE_BASE(class);
+
+		free_pgd_range(&tlb, base, base + PMD_SIZE, base,
+			       base + PTSHARE_SPAN);
+	}
+	tlb_finish_mmu(&tlb);
+}
+
+static void host_end(struct ptshare *ps)
+{
+	/* Nobody is left to be flushed; it is torn down without i_mmap_rwsem. */
+	WRITE_ONCE(ps->mm->ptshare, NULL);
+	free_first_pmds(ps);
+	mmput(ps->mm);
+	WARN_ON_ONCE(atomic_long_read(&ps->file.f_count) != 1);
+}
+
+static int host_init(struct ptshare *ps, struct file *file)
+{
+	struct mm_struct *mm = mm_alloc();
+	enum ptshare_class class;
+	int err = 0;
+
+	if (!mm)
+		return -ENOMEM;
+	lockdep_set_class(&mm->mmap_lock, &host_mmap_lock_key);
+#ifdef CONFIG_MEMCG
+	/* It is nobody's, and outlives who makes it. */
+	RCU_INIT_POINTER(mm->owner, NULL);
+#endif
+	/* Its maker's, such as whether it wants huge pages, are not for all. */
+	mm->flags = 0;
+	put_user_ns(mm->user_ns);
+	mm->user_ns = get_user_ns(&init_user_ns);
+	mm->ptshare = ps;
+	ps->mm = mm;
+	host_init_file(ps, file);
+	mmap_write_lock(mm);
+	for (class = 0; !err && class < PTSHARE_CLASSES; class++)
+		err = host_add_vma(ps, class);
+	mmap_write_unlock(mm);
+	/* So that the first fault need not do it: most files have no more. */
+	if (!err && !ptshare_alloc_pmd(mm, PTSHARE_BASE(PTSHARE_RW)))
+		err = -ENOMEM;
+	if (err)
+		host_end(ps);
+	return err;
+}
+
+/* The tables of a host that has no guests are about to go with it. */
+static void uncount_tables(struct ptshare *ps)
 {
 	unsigned long addr = PTSHARE_BASE(0);
 	unsigned long end = PTSHARE_BASE(PTSHARE_CLASSES);
 	pmd_t *pmd;
 
-	for (; (pmd = ptshare_next_pmd(host->mm, &addr, end)); addr += PMD_SIZE) {
+	for (; (pmd = ptshare_next_pmd(ps->mm, &addr, end)); addr += PMD_SIZE) {
 		uncount_table(ps, pmd);
 		cond_resched();
 	}
 }
+
+/**
+ * ptshare_guest_came() - a guest has come into the tree
+ * @ps: Shared page tables of its file.
+ * @guest: It.
+ *
+ * Context: i_mmap_rwsem for writing.
+ */
+void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest)
+{
+	enum ptshare_class class;
+
+	/* What kind of file it is, all of them agree on. */
+	for (class = 0; class < PTSHARE_CLASSES; class++)
+		WRITE_ONCE(ps->vma[class]->vm_private_data,
+			   guest->vm_private_data);
+}
+
+/*
+ * Files
+ */
 
 /**
  * ptshare_of_inode() - shared page tables of a file
@@ -276,237 +680,6 @@ struct ptshare *ptshare_of(const struct vm_area_struct *vma)
 	return SHMEM_I(file_inode(vma->vm_file))->ptshare;
 }
 
-/*
- * The host
- */
-
-/*
- * The file that the host maps. Not an open file description of a process: locks
- * and the like live as long as that does. Not one for writing: it would count as
- * a writer.
- */
-static struct file *host_file(struct vm_area_struct *guest)
-{
-	/* Nobody's credentials either, and no limit that is somebody's. */
-	const struct cred *old = override_creds(&init_cred);
-	struct file *file = alloc_file_clone(guest->vm_file,
-					     O_RDONLY | O_NOATIME,
-					     guest->vm_file->f_op);
-
-	revert_creds(old);
-	return file;
-}
-
-static int host_add_vma(struct ptshare_host *host, struct vm_area_struct *guest,
-			struct file *file, enum ptshare_class class)
-{
-	struct vm_area_struct *vma = vm_area_alloc(host->mm);
-	/* Without VM_MAYWRITE it does not count as a writer for file seals. */
-	vm_flags_t flags = VM_READ | VM_SHARED | VM_MAYREAD | VM_MAYSHARE |
-			   VM_SOFTDIRTY;
-	int err;
-
-	if (!vma)
-		return -ENOMEM;
-	if (class == PTSHARE_RW)
-		flags |= VM_WRITE;
-	vma_set_range(vma, PTSHARE_BASE(class),
-		      PTSHARE_BASE(class) + PTSHARE_SPAN, 0);
-	vm_flags_init(vma, flags);
-	vma->vm_ops = &ptshare_host_vm_ops;
-	vma->vm_private_data = guest->vm_private_data;
-	vma->vm_file = get_file(file);
-	vma_set_page_prot(vma);
-	err = insert_vm_struct(host->mm, vma);
-	if (err) {
-		fput(vma->vm_file);
-		vm_area_free(vma);
-		return err;
-	}
-	host->vma[class] = vma;
-	return 0;
-}
-
-static struct ptshare_host *host_alloc(struct ptshare *ps,
-				       struct vm_area_struct *guest)
-{
-	struct ptshare_host *host = kzalloc(sizeof(*host), GFP_KERNEL_ACCOUNT);
-	enum ptshare_class class;
-	struct file *file;
-	int err = 0;
-
-	if (!host)
-		return NULL;
-	host->mm = mm_alloc();
-	if (!host->mm)
-		goto err_free;
-	lockdep_set_class(&host->mm->mmap_lock, &host_mmap_lock_key);
-#ifdef CONFIG_MEMCG
-	/* It is nobody's, and outlives who makes it. */
-	RCU_INIT_POINTER(host->mm->owner, NULL);
-#endif
-	/* Its maker's, such as whether it wants huge pages, are not for all. */
-	host->mm->flags = 0;
-	put_user_ns(host->mm->user_ns);
-	host->mm->user_ns = get_user_ns(&init_user_ns);
-	host->mm->ptshare = ps;
-	file = host_file(guest);
-	if (IS_ERR(file))
-		goto err_put;
-	mmap_write_lock(host->mm);
-	for (class = 0; !err && class < PTSHARE_CLASSES; class++)
-		err = host_add_vma(host, guest, file, class);
-	mmap_write_unlock(host->mm);
-	fput(file);
-	if (err)
-		goto err_put;
-	return host;
-
-err_put:
-	WRITE_ONCE(host->mm->ptshare, NULL);
-	mmput(host->mm);
-err_free:
-	kfree(host);
-	return NULL;
-}
-
-/**
- * ptshare_get_host() - the host of a file, made if need be
- * @guest: A VMA in the tree of guests.
- *
- * Context: May sleep. mmap lock of @guest.
- * Return: The host, kept by @guest, or NULL if there is no memory.
- */
-struct ptshare_host *ptshare_get_host(struct vm_area_struct *guest)
-{
-	struct ptshare *ps = ptshare_of(guest);
-	struct ptshare_host *host;
-
-	mutex_lock(&ps->lock);
-	host = ps->host;
-	if (!host) {
-		host = host_alloc(ps, guest);
-		/* Its fields are visible before it is. */
-		smp_store_release(&ps->host, host);
-	}
-	mutex_unlock(&ps->lock);
-	return host;
-}
-
-/* Ends the host if there are no guests, or else its tables that have none. */
-static struct ptshare_host *host_end(struct ptshare *ps)
-{
-	struct ptshare_host *host = ps->host;
-
-	i_mmap_lock_write(ps->mapping);
-	if (!RB_EMPTY_ROOT(&ps->guests.rb_root)) {
-		i_mmap_unlock_write(ps->mapping);
-		return NULL;
-	}
-	WRITE_ONCE(ps->host, NULL);
-	/* Nobody is left to be flushed, and it is torn down without i_mmap_rwsem. */
-	WRITE_ONCE(host->mm->ptshare, NULL);
-	ps->free_first = ULONG_MAX;
-	ps->free_last = 0;
-	i_mmap_unlock_write(ps->mapping);
-	return host;
-}
-
-/* A piece at a time, to let others have the lock. */
-#define FREE_BATCH	(SZ_128M >> PAGE_SHIFT)
-
-/*
- * Frees tables from @first on that have no guest. Returns where to go on, behind
- * @last at the end.
- */
-static pgoff_t free_some(struct ptshare *ps, pgoff_t first, pgoff_t last)
-{
-	struct vm_area_struct *guest;
-	pgoff_t end = last;
-
-	i_mmap_lock_write(ps->mapping);
-	first = next_table(ps->host, first, last);
-	if (first > last)
-		goto out;
-	guest = vma_interval_tree_iter_first(&ps->guests, first, last);
-	if (guest && !ptshare_rule(UNLINK))
-		guest = NULL;
-	if (guest && guest->vm_pgoff <= first) {
-		end = guest->vm_pgoff + vma_pages(guest) - 1;
-		goto out;
-	}
-	if (guest)
-		end = guest->vm_pgoff - 1;
-	end = min(end, first + FREE_BATCH - 1);
-	free_tables(ps, ps->host, first, end);
-out:
-	i_mmap_unlock_write(ps->mapping);
-	return end + 1;
-}
-
-static void ptshare_free(struct kref *ref)
-{
-	kfree_rcu(container_of(ref, struct ptshare, ref), rcu);
-}
-
-static void ptshare_work(struct work_struct *work)
-{
-	struct ptshare *ps = container_of(work, struct ptshare, work);
-	struct ptshare_host *dead = NULL;
-	pgoff_t first, last;
-
-	ptshare_delay(TEARDOWN);
-	mutex_lock(&ps->lock);
-	if (!ps->host)
-		goto out;
-	/* The host keeps the file. */
-	dead = host_end(ps);
-	if (dead)
-		goto out;
-	i_mmap_lock_write(ps->mapping);
-	first = ps->free_first;
-	last = ps->free_last;
-	ps->free_first = ULONG_MAX;
-	ps->free_last = 0;
-	i_mmap_unlock_write(ps->mapping);
-	while (first <= last) {
-		first = free_some(ps, first, last);
-		cond_resched();
-	}
-out:
-	mutex_unlock(&ps->lock);
-	if (dead) {
-		uncount_tables(ps, dead);
-		mmput(dead->mm);
-		kfree(dead);
-	}
-	kref_put(&ps->ref, ptshare_free);
-}
-
-/**
- * ptshare_put_host() - a guest has left the tree
- * @ps: Shared page tables of its file.
- * @first: First page offset that it mapped.
- * @last: The last one.
- *
- * Context: i_mmap_rwsem for writing.
- */
-void ptshare_put_host(struct ptshare *ps, pgoff_t first, pgoff_t last)
-{
-	ps->free_first = min(ps->free_first, first);
-	ps->free_last = max(ps->free_last, last);
-	/* A guest that never had a fault may leave before there is a host. */
-	if (!ps->host)
-		return;
-	kref_get(&ps->ref);
-	if (!queue_work(ptshare_wq, &ps->work))
-		kref_put(&ps->ref, ptshare_free);
-}
-
-/*
- * Files
- */
-
 /**
  * ptshare_create() - processes that map a new memfd will share its page tables
  * @file: The shmem file, not yet visible to user space.
@@ -516,22 +689,21 @@ void ptshare_put_host(struct ptshare *ps, pgoff_t first, pgoff_t last)
  */
 int ptshare_create(struct file *file)
 {
-	struct ptshare *ps;
+	struct ptshare *ps = kzalloc(sizeof(*ps), GFP_KERNEL_ACCOUNT);
+	int err;
 
-	if (!ptshare_wq)
-		return -ENOMEM;
-	ps = kzalloc(sizeof(*ps), GFP_KERNEL_ACCOUNT);
 	if (!ps)
 		return -ENOMEM;
-	kref_init(&ps->ref);
 	ps->mapping = file->f_mapping;
-	mutex_init(&ps->lock);
 	ps->guests = RB_ROOT_CACHED;
-	ps->free_first = ULONG_MAX;
-	INIT_WORK(&ps->work, ptshare_work);
-	SHMEM_I(file_inode(file))->ptshare = ps;
 	/* Never off again: text patching costs more than the few branches. */
 	static_branch_enable(&ptshare_used);
+	err = host_init(ps, file);
+	if (err) {
+		kfree(ps);
+		return err;
+	}
+	SHMEM_I(file_inode(file))->ptshare = ps;
 	return 0;
 }
 
@@ -547,10 +719,13 @@ void ptshare_evict(struct inode *inode)
 
 	if (!ps)
 		return;
-	/* The host has a reference to the file. */
-	WARN_ON_ONCE(ps->host);
-	WRITE_ONCE(SHMEM_I(inode)->ptshare, NULL);
-	kref_put(&ps->ref, ptshare_free);
+	/* A guest has a reference to the file, and who frees tables has one. */
+	WARN_ON_ONCE(ps->nr_guests || ps->pending_file);
+	if (atomic_long_read(&ps->nr_tables))
+		uncount_tables(ps);
+	host_end(ps);
+	SHMEM_I(inode)->ptshare = NULL;
+	kfree(ps);
 }
 
 /**
@@ -571,25 +746,6 @@ void ptshare_show_fdinfo(struct seq_file *m, struct file *file)
 		   atomic_long_read(&ps->nr_links));
 }
 
-bool __ptshare_folio_shared(const struct folio *folio)
-{
-	struct address_space *mapping;
-	bool shared = false;
-
-	/* The inode may be on its way out; its memory waits for RCU. */
-	rcu_read_lock();
-	mapping = READ_ONCE(folio->mapping);
-	if (mapping && !((unsigned long)mapping & PAGE_MAPPING_FLAGS) &&
-	    shmem_mapping(mapping)) {
-		struct ptshare *ps = READ_ONCE(SHMEM_I(mapping->host)->ptshare);
-
-		shared = ps && READ_ONCE(ps->nr_guests) > 1 &&
-			 ptshare_rule(MAPCOUNT);
-	}
-	rcu_read_unlock();
-	return shared;
-}
-
 /*
  * What others need to know of the host
  */
@@ -608,10 +764,3 @@ struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma)
 {
 	return ptshare_rule(CHARGE) ? NULL : vma->vm_mm;
 }
-
-static int __init ptshare_init(void)
-{
-	ptshare_wq = alloc_workqueue("ptshare", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
-	return ptshare_wq ? 0 : -ENOMEM;
-}
-subsys_initcall(ptshare_init);

@@ -36,14 +36,6 @@
 #define HOST_FAULT_FLAGS	(FAULT_FLAG_WRITE | FAULT_FLAG_USER | \
 				 FAULT_FLAG_REMOTE)
 
-unsigned int __ptshare_links(pmd_t *pmd)
-{
-	pmd_t table = pmdp_get_lockless(pmd);
-
-	return pmd_none(table) ? 1 :
-		atomic_read(ptshare_links_of(pmd_pgtable(table)));
-}
-
 /*
  * Links
  */
@@ -78,7 +70,7 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
 				  vma->vm_start);
 	unsigned long end = min(ALIGN_DOWN(address, LINK_AROUND) + LINK_AROUND,
 				vma->vm_end);
-	unsigned long nr = 0, addr = start;
+	unsigned long nr = 0, pages = 0, addr = start;
 
 	pmd -= (ALIGN_DOWN(address, PMD_SIZE) - start) >> PMD_SHIFT;
 	for (; addr < end; addr += PMD_SIZE, pmd++) {
@@ -86,11 +78,12 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
 						   host_vma->vm_start +
 						   ptshare_offset(vma, addr));
 
-		if (host_pmd && link_table(vma->vm_mm, pmd, host_pmd))
-			nr++;
+		if (!host_pmd || !link_table(vma->vm_mm, pmd, host_pmd))
+			continue;
+		pages += page_ptdesc(pmd_pgtable(*host_pmd))->pt_share_pages;
+		nr++;
 	}
-	atomic_long_add(nr, &ptshare_of(vma)->nr_links);
-	count_vm_events(PTSHARE_LINK, nr);
+	ptshare_count_links(vma->vm_mm, ptshare_of(vma), nr, pages);
 }
 
 /**
@@ -128,23 +121,25 @@ void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 		spin_unlock(ptl);
 		first = min(first, addr);
 		last = addr + PMD_SIZE;
+		cond_resched();
 	}
 	if (!nr)
 		return;
 	if (ptshare_rule(UNLINK_FLUSH))
 		flush_tlb_mm_range(mm, first, last, PAGE_SHIFT, true);
-	atomic_long_sub(nr, &ptshare_of(vma)->nr_links);
-	count_vm_events(PTSHARE_UNLINK, nr);
+	ptshare_count_unlinks(mm, ptshare_of(vma), nr);
 }
 
 bool __ptshare_change_protection(struct vm_area_struct *vma,
 				 unsigned long start, unsigned long end,
 				 bool numa)
 {
-	if (!numa)
+	if (!numa) {
 		ptshare_unlink(vma, start, end);
-	else if (!ptshare_rule(NUMA))
+		ptshare_class_left(vma, start, end);
+	} else if (!ptshare_rule(NUMA)) {
 		return false;
+	}
 	return true;
 }
 
@@ -198,37 +193,58 @@ static vm_fault_t guest_ask(struct vm_area_struct *vma, unsigned long address,
 	return memfd_protect_fault(&vmf);
 }
 
-static struct ptshare_host *find_host(struct vm_area_struct *vma,
-				      unsigned int flags, vm_fault_t *ret)
-{
-	/* Its fields are visible if it is. */
-	struct ptshare_host *host = smp_load_acquire(&ptshare_of(vma)->host);
-
-	if (likely(host))
-		return host;
-	/* Making one takes locks that come before the VMA lock. */
-	if (flags & FAULT_FLAG_VMA_LOCK) {
-		vma_end_read(vma);
-		*ret = VM_FAULT_RETRY;
-		return NULL;
-	}
-	*ret = VM_FAULT_OOM;
-	return ptshare_get_host(vma);
-}
-
-/* The host's part of a fault; what it allocates is charged to the guest. */
-static vm_fault_t host_fault(struct vm_area_struct *guest,
-			     struct vm_area_struct *host_vma,
+/* The host's part of a fault. */
+static vm_fault_t host_fault(struct vm_area_struct *host_vma,
 			     unsigned long host_addr, unsigned int flags,
 			     ptshare_fault_fn *fault)
 {
-	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(guest->vm_mm);
-	struct mem_cgroup *old = set_active_memcg(memcg);
 	vm_fault_t ret = fault(host_vma, host_addr, flags & HOST_FAULT_FLAGS);
 
-	set_active_memcg(old);
-	mem_cgroup_put(memcg);
 	VM_WARN_ON_ONCE(ret & (VM_FAULT_RETRY | VM_FAULT_COMPLETED));
+	return ret;
+}
+
+static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
+			      unsigned int flags, ptshare_fault_fn *fault)
+{
+	enum ptshare_class class = ptshare_class_of(vma->vm_flags);
+	struct ptshare *ps = ptshare_of(vma);
+	struct vm_area_struct *host_vma;
+	unsigned long host_addr;
+	pmd_t *pmd, *host_pmd;
+	unsigned int before;
+	vm_fault_t ret = 0;
+	bool linked;
+
+	if (!ptshare_rule(CLASS))
+		class = PTSHARE_RW;
+	host_vma = ps->vma[class];
+	host_addr = host_vma->vm_start + ptshare_offset(vma, address);
+	/* Beyond would be the tables of another class. */
+	if (WARN_ON_ONCE(host_addr >= host_vma->vm_end))
+		return VM_FAULT_SIGBUS;
+
+	pmd = ptshare_alloc_pmd(vma->vm_mm, address);
+	host_pmd = ptshare_host_table(ps, host_addr);
+	if (!pmd || !host_pmd)
+		return VM_FAULT_OOM;
+
+	linked = !pmd_none(pmdp_get_lockless(pmd));
+	if (!host_allows(ps->mm, host_pmd, host_addr, flags)) {
+		ret = guest_ask(vma, address, flags);
+		if (ret)
+			return ret;
+		ptshare_delay(ASK);
+		before = ptshare_group_pages(host_pmd, host_addr);
+		ret = host_fault(host_vma, host_addr, flags, fault);
+		if (ret & VM_FAULT_ERROR)
+			return ret;
+		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, before,
+				    linked);
+		ptshare_delay(LINK);
+	}
+	if (!linked)
+		link_around(vma, address, pmd, host_vma);
 	return ret;
 }
 
@@ -239,6 +255,8 @@ static vm_fault_t host_fault(struct vm_area_struct *guest,
  * @flags: FAULT_FLAG_*.
  * @fault: __handle_mm_fault().
  *
+ * Whoever causes the fault, pages and tables are charged to the guest.
+ *
  * Context: May sleep. mmap lock or VMA lock of @vma, released if the result has
  * VM_FAULT_RETRY.
  * Return: VM_FAULT_*.
@@ -246,42 +264,12 @@ static vm_fault_t host_fault(struct vm_area_struct *guest,
 vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
 			 unsigned int flags, ptshare_fault_fn *fault)
 {
-	enum ptshare_class class = ptshare_class_of(vma->vm_flags);
-	struct vm_area_struct *host_vma;
-	struct ptshare_host *host;
-	unsigned long host_addr;
-	pmd_t *pmd, *host_pmd;
-	vm_fault_t ret = 0;
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
+	struct mem_cgroup *old = set_active_memcg(memcg);
+	vm_fault_t ret = guest_fault(vma, address, flags, fault);
 
-	host = find_host(vma, flags, &ret);
-	if (!host)
-		return ret;
-	if (!ptshare_rule(CLASS))
-		class = PTSHARE_RW;
-	host_vma = host->vma[class];
-	host_addr = host_vma->vm_start + ptshare_offset(vma, address);
-	/* Beyond would be the tables of another class. */
-	if (WARN_ON_ONCE(host_addr >= host_vma->vm_end))
-		return VM_FAULT_SIGBUS;
-
-	pmd = ptshare_alloc_pmd(vma->vm_mm, address);
-	host_pmd = ptshare_host_table(ptshare_of(vma), host->mm, host_addr);
-	if (!pmd || !host_pmd)
-		return VM_FAULT_OOM;
-
-	ret = 0;
-	if (!host_allows(host->mm, host_pmd, host_addr, flags)) {
-		ret = guest_ask(vma, address, flags);
-		if (ret)
-			return ret;
-		ptshare_delay(ASK);
-		ret = host_fault(vma, host_vma, host_addr, flags, fault);
-		if (ret & VM_FAULT_ERROR)
-			return ret;
-		ptshare_delay(LINK);
-	}
-	if (pmd_none(pmdp_get_lockless(pmd)))
-		link_around(vma, address, pmd, host_vma);
+	set_active_memcg(old);
+	mem_cgroup_put(memcg);
 	return ret;
 }
 

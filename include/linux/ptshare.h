@@ -10,6 +10,9 @@
 #include <linux/mm.h>
 #include <linux/ptshare_types.h>
 #include <linux/vmstat.h>
+#ifdef CONFIG_PTSHARE
+#include <asm/cpufeature.h>
+#endif
 
 struct seq_file;
 
@@ -24,6 +27,18 @@ typedef vm_fault_t (ptshare_fault_fn)(struct vm_area_struct *vma,
 				      unsigned int flags);
 
 #ifdef CONFIG_PTSHARE
+
+/**
+ * ptshare_possible() - whether page tables can be shared on this machine
+ *
+ * Xen PV has its own idea of who uses a page table.
+ *
+ * Return: True if so.
+ */
+static inline bool ptshare_possible(void)
+{
+	return !cpu_feature_enabled(X86_FEATURE_XENPV);
+}
 
 extern const struct vm_operations_struct ptshare_guest_vm_ops;
 extern const struct vm_operations_struct ptshare_host_vm_ops;
@@ -100,11 +115,18 @@ void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 bool __ptshare_change_protection(struct vm_area_struct *vma,
 				 unsigned long start, unsigned long end,
 				 bool numa);
-unsigned int __ptshare_links(pmd_t *pmd);
 bool __ptshare_no_retract(void);
 bool __ptshare_no_collapse(void);
 
+/* mm/ptshare_account.c */
+unsigned long __ptshare_mm_pages(struct mm_struct *mm);
+unsigned int __ptshare_links(pmd_t *pmd);
+bool __ptshare_shared(struct vm_area_struct *vma, unsigned long addr);
+bool __ptshare_private(void);
+pte_t __ptshare_shown_pte(pte_t pte);
+
 /* mm/ptshare_host.c */
+void __ptshare_exit_mmap(struct mm_struct *mm);
 int ptshare_create(struct file *file);
 void ptshare_evict(struct inode *inode);
 void ptshare_show_fdinfo(struct seq_file *m, struct file *file);
@@ -435,6 +457,88 @@ static inline unsigned int ptshare_links(const struct vm_area_struct *vma,
 }
 
 /**
+ * ptshare_shared() - whether others map the page that a VMA has at an address
+ * @vma: The VMA.
+ * @addr: The address, at which there is a page.
+ *
+ * All who map a page through a shared table count once in its mapcount.
+ *
+ * Context: mmap lock.
+ * Return: True if others link to the table.
+ */
+static inline bool ptshare_shared(struct vm_area_struct *vma,
+				  unsigned long addr)
+{
+	return ptshare_guest(vma) && __ptshare_shared(vma, addr);
+}
+
+/**
+ * ptshare_private() - whether accessed bits are not to be touched for one process
+ * @vma: A VMA of that process.
+ * @addr: An address.
+ *
+ * Return: True if they are those of others too.
+ */
+static inline bool ptshare_private(const struct vm_area_struct *vma,
+				   unsigned long addr)
+{
+	return ptshare_guest(vma) && __ptshare_private();
+}
+
+/**
+ * ptshare_shown_pte() - an entry as a process may see it
+ * @vma: The VMA.
+ * @addr: The address.
+ * @pte: The entry.
+ *
+ * Return: @pte, without what it tells of other processes.
+ */
+static inline pte_t ptshare_shown_pte(const struct vm_area_struct *vma,
+				      unsigned long addr, pte_t pte)
+{
+	return ptshare_guest(vma) ? __ptshare_shown_pte(pte) : pte;
+}
+
+/**
+ * ptshare_mm_init() - a new address space
+ * @mm: It.
+ */
+static inline void ptshare_mm_init(struct mm_struct *mm)
+{
+	mm->ptshare = NULL;
+	atomic_long_set(&mm->ptshare_links, 0);
+	atomic_long_set(&mm->ptshare_pages, 0);
+}
+
+/**
+ * ptshare_mm_pages() - how much a process maps through shared page tables
+ * @mm: Its address space.
+ *
+ * Context: Any.
+ * Return: The number of pages, more or less.
+ */
+static inline unsigned long ptshare_mm_pages(struct mm_struct *mm)
+{
+	if (!static_branch_unlikely(&ptshare_used))
+		return 0;
+	return __ptshare_mm_pages(mm);
+}
+
+/**
+ * ptshare_exit_mmap() - a process has ended, and unmapped all
+ * @mm: Its address space.
+ *
+ * Frees shared page tables and the mappings of their pages, if it was the last one.
+ *
+ * Context: May sleep. mmap lock.
+ */
+static inline void ptshare_exit_mmap(struct mm_struct *mm)
+{
+	if (static_branch_unlikely(&ptshare_used))
+		__ptshare_exit_mmap(mm);
+}
+
+/**
  * ptshare_first_guest() - the first guest that maps a range of a file
  * @mapping: Any file's.
  * @first: First page offset.
@@ -452,6 +556,11 @@ ptshare_first_guest(struct address_space *mapping, pgoff_t first, pgoff_t last)
 }
 
 #else /* !CONFIG_PTSHARE */
+
+static inline bool ptshare_possible(void)
+{
+	return false;
+}
 
 static inline bool ptshare_guest(const struct vm_area_struct *vma)
 {
@@ -580,6 +689,33 @@ static inline unsigned int ptshare_links(const struct vm_area_struct *vma,
 	return 1;
 }
 
+static inline bool ptshare_shared(struct vm_area_struct *vma,
+				  unsigned long addr)
+{
+	return false;
+}
+
+static inline bool ptshare_private(const struct vm_area_struct *vma,
+				   unsigned long addr)
+{
+	return false;
+}
+
+static inline pte_t ptshare_shown_pte(const struct vm_area_struct *vma,
+				      unsigned long addr, pte_t pte)
+{
+	return pte;
+}
+
+static inline void ptshare_mm_init(struct mm_struct *mm) { }
+
+static inline unsigned long ptshare_mm_pages(struct mm_struct *mm)
+{
+	return 0;
+}
+
+static inline void ptshare_exit_mmap(struct mm_struct *mm) { }
+
 static inline struct vm_area_struct *
 ptshare_first_guest(struct address_space *mapping, pgoff_t first, pgoff_t last)
 {
@@ -602,7 +738,7 @@ static inline bool ptshare_flags_valid(unsigned int flags)
 {
 	if (!(flags & MFD_SHARE_PGTABLES))
 		return true;
-	return IS_ENABLED(CONFIG_PTSHARE) && !(flags & MFD_HUGETLB);
+	return ptshare_possible() && !(flags & MFD_HUGETLB);
 }
 
 #endif /* _LINUX_PTSHARE_H */

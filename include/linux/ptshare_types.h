@@ -9,13 +9,11 @@
 #include <linux/mm_types.h>
 
 struct arch_tlbflush_unmap_batch;
-struct folio;
 
 #ifdef CONFIG_PTSHARE
 
 DECLARE_STATIC_KEY_FALSE(ptshare_used);
 
-bool __ptshare_folio_shared(const struct folio *folio);
 void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 		       unsigned long end, bool freed_tables);
 void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
@@ -34,29 +32,9 @@ static inline bool ptshare_host_mm(const struct mm_struct *mm)
 	return static_branch_unlikely(&ptshare_used) && READ_ONCE(mm->ptshare);
 }
 
-/**
- * ptshare_folio_shared() - whether processes share a folio through shared tables
- * @folio: The folio.
- *
- * All that map it through a shared page table together count once in its mapcount.
- *
- * Context: A reference to @folio.
- * Return: True if more than one mapping shares it that way.
- */
-static inline bool ptshare_folio_shared(const struct folio *folio)
-{
-	return static_branch_unlikely(&ptshare_used) &&
-	       __ptshare_folio_shared(folio);
-}
-
 #else /* !CONFIG_PTSHARE */
 
 static inline bool ptshare_host_mm(const struct mm_struct *mm)
-{
-	return false;
-}
-
-static inline bool ptshare_folio_shared(const struct folio *folio)
 {
 	return false;
 }

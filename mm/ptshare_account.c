@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Shared page tables of memfds: what a process maps through links, and what it
+ * is told of that.
+ *
+ * Each mm_struct counts its links. It is an atomic counter that nothing is
+ * freed by but where it is zero for good: see mm/ptshare_host.c.
+ *
+ * How many pages that is, is estimated. A table knows how many entries it has
+ * got by faults, and who links to it adds that number to his own, and those
+ * that he faults in later. What others fault in later he does not count, and
+ * who unlinks subtracts the average of his tables. Entries that are taken away
+ * are not noticed before the table is counted again. The OOM killer needs no
+ * more.
+ *
+ * The accessed, dirty and soft-dirty bits of shared entries are those of all
+ * who link to the table. Nobody may learn from them what others do, or take
+ * them away from others: for that processes would need the right to trace one
+ * another.
+ */
+
+#include <linux/mm.h>
+#include <linux/pgtable.h>
+
+#include "ptshare.h"
+#include "ptshare_debug.h"
+
+/* Entries around an address that one fault may make, if not of a large folio. */
+#define GROUP_SIZE	(16 * PAGE_SIZE)
+
+static unsigned int count_entries(pmd_t *pmd, unsigned long addr,
+				  unsigned long size)
+{
+	pte_t *start = pte_offset_map(pmd, ALIGN_DOWN(addr, size));
+	unsigned int i, nr = 0;
+
+	if (!start)
+		return 0;
+	for (i = 0; i < size >> PAGE_SHIFT; i++)
+		nr += pte_present(ptep_get_lockless(start + i));
+	pte_unmap(start);
+	return nr;
+}
+
+/**
+ * ptshare_group_pages() - how many pages are mapped where a fault may add some
+ * @pmd: The PMD entry of the host.
+ * @addr: Address of the fault in the host.
+ *
+ * Context: The lock of a guest.
+ * Return: The number, for ptshare_count_fault().
+ */
+unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr)
+{
+	return count_entries(pmd, addr, GROUP_SIZE);
+}
+
+/**
+ * ptshare_count_fault() - a fault may have added pages to a table
+ * @mm: The address space of the guest.
+ * @pmd: The PMD entry of the host.
+ * @addr: Address of the fault in the host.
+ * @before: ptshare_group_pages() before the fault.
+ * @linked: Whether the guest has linked to the table already.
+ *
+ * Context: The lock of the guest.
+ */
+void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd,
+			 unsigned long addr, unsigned int before, bool linked)
+{
+	struct ptdesc *table = page_ptdesc(pmd_pgtable(*pmd));
+	unsigned int after = count_entries(pmd, addr, GROUP_SIZE);
+	unsigned int old = READ_ONCE(table->pt_share_pages), new;
+
+	if (after <= before)
+		return;
+	new = min(old + after - before, PTRS_PER_PTE);
+	/* A large folio may have filled more. */
+	if (after - before == GROUP_SIZE >> PAGE_SHIFT)
+		new = count_entries(pmd, addr, PMD_SIZE);
+	WRITE_ONCE(table->pt_share_pages, new);
+	if (linked && new > old)
+		atomic_long_add(new - old, &mm->ptshare_pages);
+}
+
+/**
+ * ptshare_count_links() - an address space has got links
+ * @mm: The address space.
+ * @ps: Shared page tables of the file.
+ * @nr: How many.
+ * @pages: How many pages are behind them.
+ *
+ * Context: Any.
+ */
+void ptshare_count_links(struct mm_struct *mm, struct ptshare *ps,
+			 unsigned long nr, unsigned long pages)
+{
+	atomic_long_add(nr, &mm->ptshare_links);
+	atomic_long_add(pages, &mm->ptshare_pages);
+	atomic_long_add(nr, &ps->nr_links);
+	count_vm_events(PTSHARE_LINK, nr);
+}
+
+/**
+ * ptshare_count_unlinks() - links of an address space have been cleared
+ * @mm: The address space, flushed.
+ * @ps: Shared page tables of the file.
+ * @nr: How many.
+ *
+ * Context: Any.
+ */
+void ptshare_count_unlinks(struct mm_struct *mm, struct ptshare *ps,
+			   unsigned long nr)
+{
+	unsigned long links = atomic_long_read(&mm->ptshare_links);
+	unsigned long pages = atomic_long_read(&mm->ptshare_pages);
+
+	if (nr < links)
+		pages = mult_frac(pages, nr, links);
+	atomic_long_sub(pages, &mm->ptshare_pages);
+	/* Who sees that none is left relies on the flush. */
+	smp_mb__before_atomic();
+	atomic_long_sub(nr, &mm->ptshare_links);
+	atomic_long_sub(nr, &ps->nr_links);
+	count_vm_events(PTSHARE_UNLINK, nr);
+}
+
+unsigned long __ptshare_mm_pages(struct mm_struct *mm)
+{
+	long pages = atomic_long_read(&mm->ptshare_pages);
+	long most = ptshare_mm_links(mm) * PTRS_PER_PTE;
+
+	return ptshare_rule(OOM) ? clamp(pages, 0L, most) : 0;
+}
+
+unsigned int __ptshare_links(pmd_t *pmd)
+{
+	pmd_t table = pmdp_get_lockless(pmd);
+
+	return pmd_none(table) ? 1 :
+		atomic_read(ptshare_links_of(pmd_pgtable(table)));
+}
+
+bool __ptshare_shared(struct vm_area_struct *vma, unsigned long addr)
+{
+	pmd_t *pmd = ptshare_find_pmd(vma->vm_mm, addr);
+
+	return pmd && __ptshare_links(pmd) > 1 && ptshare_rule(MAPCOUNT);
+}
+
+bool __ptshare_private(void)
+{
+	return ptshare_rule(PRIVACY);
+}
+
+pte_t __ptshare_shown_pte(pte_t pte)
+{
+	if (!ptshare_rule(PRIVACY) || pte_none(pte))
+		return pte;
+	/* Not tracked, so soft-dirty as a whole */
+	if (!pte_present(pte))
+		return pte_swp_mksoft_dirty(pte);
+	return pte_mksoft_dirty(pte_mkclean(pte_mkold(pte)));
+}
