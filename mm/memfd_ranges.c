@@ -245,6 +245,9 @@ static void free_entry(struct memfd_ranges *ranges, void *entry)
 	kvfree_rcu_mightsleep(node);
 }
 
+/* A node is larger than a leaf. */
+#define CHUNK_SIZE	sizeof(struct memfd_ranges_node)
+
 /**
  * struct memfd_ranges_chunk - memory in a pool, enough for a node or a leaf
  * @next: The next one.
@@ -291,7 +294,7 @@ int memfd_ranges_refill(struct memfd_ranges_pool *pool, gfp_t gfp)
 	for (i = 0; i < POOL_REFILL; i++) {
 		struct memfd_ranges_chunk *chunk;
 
-		chunk = kmalloc(sizeof(struct memfd_ranges_node), gfp);
+		chunk = kmalloc(CHUNK_SIZE, gfp);
 		if (!chunk)
 			return -ENOMEM;
 		chunk->next = pool->chunks;

@@ -66,7 +66,7 @@ FIXTURE_TEARDOWN(file)
 	close(self->fd);
 }
 
-static long fdinfo(int fd, const char *name)
+static long fdinfo_value(int fd, const char *name)
 {
 	char path[64], buf[4096], *line;
 
@@ -274,10 +274,10 @@ TEST_F(file, pin_that_stays)
 	EXPECT_EQ(-EBUSY, protect_pages(self->fd, 0, NR_PAGES,
 					MEMFD_PROTECT_DENY));
 	EXPECT_LT(100000000ULL, now_ns() - start);
-	EXPECT_EQ(20 * self->page, fdinfo(self->fd, "protect_busy:"));
-	EXPECT_EQ(20 * self->page, fdinfo(self->nfd, "protect_busy:"));
+	EXPECT_EQ(20 * self->page, fdinfo_value(self->fd, "protect_busy:"));
+	EXPECT_EQ(20 * self->page, fdinfo_value(self->nfd, "protect_busy:"));
 	EXPECT_TRUE(no_event(self->nfd));
-	EXPECT_EQ(0, fdinfo(self->fd, "protect_deny:"));
+	EXPECT_EQ(0, fdinfo_value(self->fd, "protect_deny:"));
 	run_guarded(op_store, self->map + 40 * self->page, &out);
 	EXPECT_EQ(0, out.sig);
 	EXPECT_EQ(1, scan_range(self->nfd, 0, 0, &range, 1, 0, NULL));
@@ -432,9 +432,9 @@ static bool waiters_are(int fd, long nr)
 {
 	uint64_t end = now_ns() + 4 * LONG_MS * 1000000ULL;
 
-	while (fdinfo(fd, "waiters:") != nr && now_ns() < end)
+	while (fdinfo_value(fd, "waiters:") != nr && now_ns() < end)
 		usleep(2000);
-	return fdinfo(fd, "waiters:") == nr;
+	return fdinfo_value(fd, "waiters:") == nr;
 }
 
 TEST_F(file, sleepers_hold_no_page)
@@ -520,7 +520,7 @@ static void log_survives(struct __test_metadata *_metadata,
 	EXPECT_EQ(9, page[1]);
 	EXPECT_EQ(0, scan_pages(self->nfd, page, MEMFD_SCAN_REPROTECT));
 	/* The scan has left the newer mode alone */
-	EXPECT_EQ(0, fdinfo(self->fd, "protect_async:"));
+	EXPECT_EQ(0, fdinfo_value(self->fd, "protect_async:"));
 	if (mode == MEMFD_PROTECT_DENY) {
 		EXPECT_EQ(-EPERM, neg_errno(pwrite(self->fd, "x", 1,
 						   3 * self->page)));
@@ -556,8 +556,8 @@ TEST_F(file, scan_of_a_part)
 	ASSERT_EQ(0, protect_pages(self->fd, 6, 1, MEMFD_PROTECT_DENY));
 	ASSERT_EQ(1, scan_pages(self->nfd, page, MEMFD_SCAN_REPROTECT));
 	EXPECT_EQ(0, page[0]);
-	EXPECT_EQ(3, fdinfo(self->fd, "protect_async:"));
-	EXPECT_EQ(1, fdinfo(self->fd, "protect_deny:"));
+	EXPECT_EQ(3, fdinfo_value(self->fd, "protect_async:"));
+	EXPECT_EQ(1, fdinfo_value(self->fd, "protect_deny:"));
 	self->map[2 * self->page] = OLD_BYTE;
 	EXPECT_EQ(0, scan_pages(self->nfd, page, 0));
 	self->map[4 * self->page] = OLD_BYTE;
@@ -674,7 +674,7 @@ static void slow_handler(struct __test_metadata *_metadata,
 		EXPECT_EQ(SIGBUS, w.out->sig);
 	}
 	EXPECT_TRUE(no_event(self->nfd));
-	EXPECT_EQ(0, fdinfo(self->fd, "pending:"));
+	EXPECT_EQ(0, fdinfo_value(self->fd, "pending:"));
 	writer_free(&w);
 }
 
@@ -701,7 +701,7 @@ TEST_F(file, called_away_and_dead)
 	sleep_ms(20);
 	writer_kill(&w);
 	EXPECT_EQ(-ENOENT, resolve(self->nfd, ev.cookie, MEMFD_RESOLVE_ALLOW));
-	EXPECT_EQ(0, fdinfo(self->fd, "pending:"));
+	EXPECT_EQ(0, fdinfo_value(self->fd, "pending:"));
 	writer_free(&w);
 }
 
@@ -752,8 +752,8 @@ TEST_F(file, leavers_are_bounded)
 	ASSERT_TRUE(writer_start(&w, self->nfd, fickle_stores, &fickle));
 	while (now_ns() < end) {
 		read_event_in(self->nfd, &ev, 100);
-		if (fdinfo(self->fd, "pending:") > most)
-			most = fdinfo(self->fd, "pending:");
+		if (fdinfo_value(self->fd, "pending:") > most)
+			most = fdinfo_value(self->fd, "pending:");
 	}
 	EXPECT_LT(10, *fickle.turns);
 	EXPECT_GE(2, most);
@@ -952,7 +952,7 @@ static long read_fdinfo(void *arg)
 
 	if (!nr)
 		nr = *(int *)arg;
-	return fdinfo(nr, "log_pages:");
+	return fdinfo_value(nr, "log_pages:");
 }
 
 static volatile unsigned long sink;
