@@ -99,7 +99,9 @@ static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 
 	for (; addr != end; pmd++, addr = next) {
 		next = pmd_addr_end(addr, end);
-		if (pmd_none(pmdp_get_lockless(pmd)))
+		/* What it shares is walked where it is found, in the host. */
+		if (pmd_none(pmdp_get_lockless(pmd)) ||
+		    ptshare_shares(walk->vma, addr))
 			continue;
 		walk_table(walk, pmd, addr, next);
 		if (fatal_signal_pending(current))

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Shared page tables of memfds: which mappings share.
+ * Shared page tables of memfds: which mappings share what.
  *
- * A VMA that maps such a file in whole page tables is a guest. Its PMD entries
- * point to (link to) page tables of the host, an address space in which nobody
- * runs and which belongs to the file. The host has two VMAs, for readers and for
- * writers. They are in the file's reverse mapping, guests are not: whoever
- * changes page-table entries of the file finds each once. Which VMA is what
- * is told by its operations: they differ in nothing but their address. In the
- * place of vm_private_data are those that it would have if it did not share.
+ * The unit is the block, what one page table maps. A VMA that maps such a file shares
+ * the blocks that it maps as a whole: their PMD entries point to (link to) page
+ * tables of the host, an address space in which nobody runs and which belongs to
+ * the file. It is a guest then. The host has two VMAs, for readers and for writers.
+ * They are in the file's reverse mapping and stand for all guests: whoever changes
+ * page-table entries of the file finds each once.
  *
  *        process 1            process 2           the host of the file
  *     mm_struct, guest     mm_struct, guest     mm_struct, VMA for writers
@@ -18,13 +17,27 @@
  *           +-----------------> page table <--------------+
  *                               512 entries
  *
- * What a shared table cannot express makes a mapping ordinary: it has tables of
- * its own then, on the same pages, as if the file did not share.
+ * What is not whole, at the ends of a VMA, it maps by page tables of its own, as if
+ * the file did not share. So does, everywhere, a VMA that asks for something that
+ * a shared table cannot express. That makes a block's state a function of the VMA: of
+ * its range, and of ptshare_vma.shares, which follows its flags. A change of a part
+ * splits a VMA, cuts the blocks at the ends of that part, and no others; merging makes
+ * them whole.
  *
- * Invariant L. A link exists only in a guest that is in ptshare.guests, whole in
- * a table's range, and congruent to the file. Whoever takes a VMA from the tree,
- * or changes what it maps, has cleared its links and flushed before, and keeps
- * page faults out meanwhile: mmap lock and VMA lock for writing.
+ * Invariant B. In blocks that a VMA shares (ptshare_vma.start and end) its PMD entry
+ * is empty, or a link, or points to a table of its own that is empty and that the
+ * next fault takes away. Outside it is no link. Whoever changes what a VMA shares has
+ * emptied the blocks before, and keeps page faults out meanwhile: mmap lock and VMA
+ * lock for writing. Those are __ptshare_split(), __ptshare_merge(), set_shares().
+ *
+ * In the reverse mapping a VMA has the interval in which it has, or may get, tables
+ * of its own (ptshare_own_first(), ptshare_own_last()), if any; blocks that it
+ * shares are in ptshare.guests. Where the first interval includes some of the second,
+ * because both ends are cut, walkers of the reverse mapping pass over them
+ * (ptshare_shares()): they must not change an entry on behalf of one guest.
+ *
+ * Invariant L. A link exists only in a block of a guest that is in ptshare.guests.
+ * Whoever takes the block from there has cleared its link and flushed before (B).
  *
  * Invariant T (TLB). Entries of shared tables are changed under the page table
  * lock by those who found the host in the reverse mapping, hence with i_mmap_rwsem
@@ -40,16 +53,20 @@
  * Locks:
  *
  *   mmap lock, VMA lock of a guest
- *     i_mmap_rwsem of the file	ptshare.guests
- *       page table lock		links: the guest's PMD lock; entries: the
- *					table's own lock, the same for all
+ *     i_mmap_rwsem of the file	ptshare.guests, and what VMAs share: written
+ *				under this and both locks of the guest
+ *       page table lock	links: the guest's PMD lock; entries: the
+ *				table's own lock, the same for all
  */
 
 #include <linux/fs.h>
+#include <linux/interval_tree.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
+#include <linux/rbtree.h>
 #include <linux/shmem_fs.h>
+#include <linux/slab.h>
 #include <asm/tlb.h>
 
 #include "internal.h"
@@ -61,55 +78,26 @@
 			 VM_IO | VM_PFNMAP | VM_MIXEDMAP | VM_GROWSDOWN | \
 			 VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR)
 
+/* How many VMAs commit_merge() knows of. */
+#define MERGED		4
+
+static struct kmem_cache *ptshare_vma_cache;
+
 /*
- * Guests
+ * What shares
  */
 
-struct rb_root_cached *__ptshare_i_mmap(struct vm_area_struct *vma)
-{
-	return &ptshare_of(vma)->guests;
-}
-
-void __ptshare_linked(struct vm_area_struct *vma)
-{
-	struct ptshare *ps = ptshare_of(vma);
-
-	i_mmap_assert_write_locked(ps->mapping);
-	WRITE_ONCE(ps->nr_guests, ps->nr_guests + 1);
-	ptshare_guest_came(ps, vma);
-}
-
-void __ptshare_unlinked(struct vm_area_struct *vma)
-{
-	struct ptshare *ps = ptshare_of(vma);
-
-	i_mmap_assert_write_locked(ps->mapping);
-	WRITE_ONCE(ps->nr_guests, ps->nr_guests - 1);
-	ptshare_guest_left(vma, vma->vm_pgoff,
-			   vma->vm_pgoff + vma_pages(vma) - 1);
-}
-
-struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
-					     pgoff_t first, pgoff_t last)
-{
-	struct ptshare *ps = ptshare_of_inode(mapping->host);
-
-	return ps ? vma_interval_tree_iter_first(&ps->guests, first, last) :
-		    NULL;
-}
-
 /**
- * ptshare_may_share() - whether a shared table can express what a VMA asks for
- * @vma: The VMA, of a file with shared tables.
- * @flags: The flags that it has, or is going to have.
+ * ptshare_may_share() - whether a shared table can express what is asked for
+ * @mm: The address space of a mapping of a file with shared tables.
+ * @flags: The flags that the mapping has, or is going to have.
  *
  * Context: mmap lock.
  * Return: True if so.
  */
-bool ptshare_may_share(struct vm_area_struct *vma, unsigned long flags)
+bool ptshare_may_share(const struct mm_struct *mm, unsigned long flags)
 {
 	unsigned long class_flags = VM_READ | VM_SHARED | (flags & VM_WRITE);
-	unsigned long start = vma->vm_pgoff << PAGE_SHIFT;
 
 	if (!(flags & VM_MAYSHARE) || !(flags & VM_READ) ||
 	    (flags & PTSHARE_NEVER))
@@ -118,11 +106,44 @@ bool ptshare_may_share(struct vm_area_struct *vma, unsigned long flags)
 	if (pgprot_val(vm_get_page_prot(flags)) !=
 	    pgprot_val(vm_get_page_prot(class_flags)))
 		return false;
-	if ((start | vma->vm_start | vma->vm_end) & ~PMD_MASK)
-		return false;
-	if (vma->vm_pgoff + vma_pages(vma) > PTSHARE_SPAN >> PAGE_SHIFT)
-		return false;
-	return !mm_has_notifiers(vma->vm_mm) || !ptshare_rule(NOTIFIER);
+	return !mm_has_notifiers((struct mm_struct *)mm) ||
+	       !ptshare_rule(NOTIFIER);
+}
+
+/* Whether addresses and offsets in the file are on table boundaries together. */
+static bool is_congruent(const struct vm_area_struct *vma)
+{
+	return !(((vma->vm_pgoff << PAGE_SHIFT) ^ vma->vm_start) & ~PMD_MASK);
+}
+
+/**
+ * ptshare_blocks() - the blocks that a VMA maps as a whole
+ * @vma: The VMA.
+ * @start: Is set to the first address.
+ * @end: Is set to the end, the same as @start if there are none.
+ */
+void ptshare_blocks(const struct vm_area_struct *vma, unsigned long *start,
+		    unsigned long *end)
+{
+	pgoff_t limit = PTSHARE_SPAN >> PAGE_SHIFT;
+	unsigned long first, last;
+
+	*start = *end = 0;
+	if (vma->vm_pgoff >= limit || !is_congruent(vma))
+		return;
+	limit = (limit - vma->vm_pgoff) << PAGE_SHIFT;
+	first = vma->vm_start;
+	last = first + min(limit, vma->vm_end - first);
+	if (!ptshare_rule(SPLIT)) {
+		first = ALIGN_DOWN(first, PMD_SIZE);
+		last = ALIGN(last, PMD_SIZE);
+	}
+	first = ALIGN(first, PMD_SIZE);
+	last = ALIGN_DOWN(last, PMD_SIZE);
+	if (first >= last)
+		return;
+	*start = first;
+	*end = last;
 }
 
 /* A VMA with soft-dirty tracking has entries of its own. */
@@ -131,180 +152,42 @@ static bool soft_dirty_tracked(unsigned long flags)
 	return IS_ENABLED(CONFIG_MEM_SOFT_DIRTY) && !(flags & VM_SOFTDIRTY);
 }
 
-static bool is_ordinary(const struct vm_area_struct *vma)
+int __ptshare_mmap(struct vm_area_struct *vma)
 {
-	return vma->vm_file && ptshare_of_inode(file_inode(vma->vm_file)) &&
-	       !ptshare_guest(vma) && !ptshare_host(vma);
-}
+	struct ptshare_vma *pv;
 
-static void make_guest(struct vm_area_struct *vma)
-{
-	vma->vm_private_data = (void *)vma->vm_ops;
+	if (!(vma->vm_flags & VM_MAYSHARE) || !ptshare_of(vma))
+		return 0;
+	pv = kmem_cache_zalloc(ptshare_vma_cache, GFP_KERNEL);
+	if (!pv)
+		return -ENOMEM;
+	pv->vma = vma;
+	pv->vm_ops = vma->vm_ops;
+	pv->shares = ptshare_may_share(vma->vm_mm, vma->vm_flags);
+	vma->vm_private_data = pv;
 	vma->vm_ops = &ptshare_guest_vm_ops;
+	return 0;
 }
 
-static void make_ordinary(struct vm_area_struct *vma)
+int __ptshare_dup_vma(struct vm_area_struct *vma)
 {
-	vma->vm_ops = vma->vm_private_data;
-	vma->vm_private_data = NULL;
+	struct ptshare_vma *old = ptshare_vma(vma);
+	struct ptshare_vma *pv = kmem_cache_zalloc(ptshare_vma_cache,
+						   GFP_KERNEL);
+
+	if (!pv)
+		return -ENOMEM;
+	pv->vma = vma;
+	pv->vm_ops = old->vm_ops;
+	pv->shares = old->shares;
+	pv->never = old->never;
+	vma->vm_private_data = pv;
+	return 0;
 }
 
-void __ptshare_mmap(struct vm_area_struct *vma)
+void __ptshare_free_vma(struct vm_area_struct *vma)
 {
-	if (is_ordinary(vma) && ptshare_may_share(vma, vma->vm_flags))
-		make_guest(vma);
-}
-
-/* Takes the page tables of a VMA away that is in no tree. */
-static void free_own_tables(struct vm_area_struct *vma)
-{
-	struct mmu_gather tlb;
-
-	tlb_gather_mmu(&tlb, vma->vm_mm);
-	free_pgd_range(&tlb, vma->vm_start, vma->vm_end, vma->vm_start,
-		       vma->vm_end);
-	tlb_finish_mmu(&tlb);
-}
-
-/*
- * Makes an ordinary VMA a guest. It has no entries meanwhile, and nobody can make
- * any: no fault, because its lock is held, and no walk of the reverse mapping,
- * because none is left to be changed. Once it is out of the reverse mapping
- * nobody looks at its tables. If entries are left that say that the memory is
- * poisoned, it stays ordinary, so that they are not lost.
- */
-static void share(struct vm_area_struct *vma)
-{
-	struct address_space *mapping = vma->vm_file->f_mapping;
-	struct ptshare *ps = ptshare_of(vma);
-	struct zap_details details = { .zap_flags = ZAP_FLAG_DROP_MARKER };
-
-	vma_start_write(vma);
-	zap_page_range_single(vma, vma->vm_start, vma->vm_end - vma->vm_start,
-			      &details);
-	if (!ptshare_tables_empty(vma))
-		return;
-	i_mmap_lock_write(mapping);
-	vma_interval_tree_remove(vma, &mapping->i_mmap);
-	i_mmap_unlock_write(mapping);
-	free_own_tables(vma);
-	make_guest(vma);
-	i_mmap_lock_write(mapping);
-	vma_interval_tree_insert(vma, &ps->guests);
-	__ptshare_linked(vma);
-	i_mmap_unlock_write(mapping);
-	count_vm_event(PTSHARE_SHARE);
-}
-
-/**
- * __ptshare_unshare() - make a guest an ordinary VMA
- * @vma: The guest.
- *
- * It has no entries then; the next access faults them in one by one. It never
- * fails.
- *
- * Context: May sleep. mmap lock for writing.
- */
-void __ptshare_unshare(struct vm_area_struct *vma)
-{
-	struct address_space *mapping = vma->vm_file->f_mapping;
-	struct ptshare *ps = ptshare_of(vma);
-
-	vma_start_write(vma);
-	ptshare_unlink(vma, vma->vm_start, vma->vm_end);
-	i_mmap_lock_write(mapping);
-	vma_interval_tree_remove(vma, &ps->guests);
-	__ptshare_unlinked(vma);
-	make_ordinary(vma);
-	vma_interval_tree_insert(vma, &mapping->i_mmap);
-	i_mmap_unlock_write(mapping);
-	count_vm_event(PTSHARE_UNSHARE);
-}
-
-void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma)
-{
-	if (ptshare_rule(SOFT_DIRTY))
-		__ptshare_unshare(vma);
-}
-
-void __ptshare_unshare_mm(struct mm_struct *mm)
-{
-	VMA_ITERATOR(vmi, mm, 0);
-	struct vm_area_struct *vma;
-
-	if (!ptshare_rule(NOTIFIER))
-		return;
-	for_each_vma(vmi, vma)
-		ptshare_unshare(vma);
-}
-
-bool __ptshare_dup(struct vm_area_struct *vma)
-{
-	/* Page tables are not copied for it: see vma_needs_copy(). */
-	if (is_ordinary(vma) && ptshare_may_share(vma, vma->vm_flags) &&
-	    !soft_dirty_tracked(vma->vm_flags)) {
-		make_guest(vma);
-		count_vm_event(PTSHARE_SHARE);
-	}
-	if (!ptshare_guest(vma))
-		return false;
-	vma_interval_tree_insert(vma, &ptshare_of(vma)->guests);
-	__ptshare_linked(vma);
-	return true;
-}
-
-bool __ptshare_mergeable(struct vm_area_struct *vma,
-			 struct vm_area_struct *modified, unsigned long start,
-			 unsigned long end)
-{
-	if (modified && ptshare_guest(vma) != ptshare_guest(modified))
-		return false;
-	if (!ptshare_guest(vma))
-		return true;
-	return IS_ALIGNED(start, PMD_SIZE) && IS_ALIGNED(end, PMD_SIZE) &&
-	       (end <= vma->vm_end || ptshare_offset(vma, end) <= PTSHARE_SPAN);
-}
-
-void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
-{
-	if (!IS_ALIGNED(addr, PMD_SIZE) && ptshare_rule(SPLIT))
-		__ptshare_unshare(vma);
-}
-
-/*
- * The caller takes the VMA's flags from one set to the other next. For a guest
- * that stays one it calls ptshare_change_protection() if bits of entries change.
- */
-void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
-{
-	bool may = ptshare_may_share(vma, flags) && !soft_dirty_tracked(flags);
-
-	if (ptshare_guest(vma)) {
-		if (!may && ptshare_rule(MODIFY))
-			__ptshare_unshare(vma);
-	} else if (may && is_ordinary(vma)) {
-		share(vma);
-	}
-}
-
-static void reshare(struct vm_area_struct *vma)
-{
-	if (is_ordinary(vma))
-		__ptshare_modify(vma, vma->vm_flags);
-}
-
-void __ptshare_reshare(struct mm_struct *mm, unsigned long start,
-		       unsigned long end)
-{
-	struct vm_area_struct *prev, *vma = find_vma_prev(mm, start, &prev);
-
-	if (prev && prev->vm_end == start)
-		reshare(prev);
-	if (vma && vma->vm_start <= start)
-		reshare(vma);
-	vma = find_vma(mm, end);
-	if (vma && vma->vm_start == end)
-		reshare(vma);
+	kmem_cache_free(ptshare_vma_cache, ptshare_vma(vma));
 }
 
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
@@ -315,15 +198,383 @@ unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
 
 	if (!file || !ptshare_of_inode(file_inode(file)) || IS_ERR_VALUE(addr))
 		return addr;
-	if ((flags & MAP_FIXED) || (flags & MAP_TYPE) == MAP_PRIVATE ||
-	    !len || !IS_ALIGNED(len, PMD_SIZE) || !IS_ALIGNED(offset, PMD_SIZE))
+	if ((flags & MAP_FIXED) || (flags & MAP_TYPE) == MAP_PRIVATE)
+		return addr;
+	/* No block is mapped as a whole. */
+	if (ALIGN(offset, PMD_SIZE) - offset + PMD_SIZE > len)
 		return addr;
 	/* Wishes are granted. */
-	if (addr == hint || IS_ALIGNED(addr, PMD_SIZE))
+	if (addr == hint || !((addr ^ offset) & ~PMD_MASK))
 		return addr;
 	if (len + PMD_SIZE < len)
 		return addr;
 	wide = mm_get_unmapped_area(current->mm, NULL, hint,
 				    len + PMD_SIZE - PAGE_SIZE, 0, flags);
-	return IS_ERR_VALUE(wide) ? addr : ALIGN(wide, PMD_SIZE);
+	if (IS_ERR_VALUE(wide))
+		return addr;
+	return wide + ((offset - wide) & ~PMD_MASK);
 }
+
+/*
+ * Trees
+ */
+
+/* Whether it has, or may get, page tables of its own. */
+static bool has_own_tables(const struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	return pv->start != vma->vm_start || pv->end != vma->vm_end;
+}
+
+/* Adds a guest to those of its address space, as the first one or behind it. */
+static void add_to_mm(struct ptshare *ps, struct ptshare_vma *pv)
+{
+	struct rb_node **link = &ps->by_mm.rb_node, *parent = NULL;
+
+	INIT_LIST_HEAD(&pv->same_mm);
+	RB_CLEAR_NODE(&pv->by_mm);
+	while (*link) {
+		struct ptshare_vma *first = rb_entry(*link, struct ptshare_vma,
+						     by_mm);
+
+		if (first->mm == pv->mm) {
+			list_add(&pv->same_mm, &first->same_mm);
+			return;
+		}
+		parent = *link;
+		link = pv->mm < first->mm ? &parent->rb_left :
+					    &parent->rb_right;
+	}
+	rb_link_node(&pv->by_mm, parent, link);
+	rb_insert_color(&pv->by_mm, &ps->by_mm);
+	list_add(&pv->mms, &ps->mms);
+}
+
+static void remove_from_mm(struct ptshare *ps, struct ptshare_vma *pv)
+{
+	struct ptshare_vma *next;
+
+	if (!RB_EMPTY_NODE(&pv->by_mm)) {
+		if (list_empty(&pv->same_mm)) {
+			rb_erase(&pv->by_mm, &ps->by_mm);
+			list_del(&pv->mms);
+			return;
+		}
+		next = list_first_entry(&pv->same_mm, struct ptshare_vma,
+					same_mm);
+		rb_replace_node(&pv->by_mm, &next->by_mm, &ps->by_mm);
+		list_replace(&pv->mms, &next->mms);
+	}
+	list_del(&pv->same_mm);
+}
+
+/*
+ * A VMA has gone, or what it shared. Tables of its range are not needed any more if
+ * it was the last one; nor are those of blocks that had been cut at its ends. A cut
+ * alone does not give a table away: it may be undone before long.
+ */
+static void put_blocks(struct vm_area_struct *vma)
+{
+	pgoff_t first = ALIGN_DOWN(vma->vm_pgoff, PTRS_PER_PTE);
+	pgoff_t last = ALIGN(vma->vm_pgoff + vma_pages(vma), PTRS_PER_PTE) - 1;
+
+	last = min(last, (PTSHARE_SPAN >> PAGE_SHIFT) - 1);
+	if (first < last)
+		ptshare_guest_left(vma, first, last);
+}
+
+void __ptshare_insert(struct vm_area_struct *vma, struct address_space *mapping)
+{
+	struct ptshare *ps = ptshare_of(vma);
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	i_mmap_assert_write_locked(mapping);
+	pv->mm = vma->vm_mm;
+	pv->start = pv->end = 0;
+	if (pv->shares)
+		ptshare_blocks(vma, &pv->start, &pv->end);
+	if (pv->start != pv->end) {
+		pv->blocks.start = ptshare_offset(vma, pv->start) >> PAGE_SHIFT;
+		pv->blocks.last = (ptshare_offset(vma, pv->end) >> PAGE_SHIFT) - 1;
+		interval_tree_insert(&pv->blocks, &ps->guests);
+		add_to_mm(ps, pv);
+		WRITE_ONCE(ps->nr_guests, ps->nr_guests + 1);
+		ptshare_guest_came(ps, vma);
+	}
+	if (has_own_tables(vma))
+		vma_interval_tree_insert(vma, &mapping->i_mmap);
+}
+
+void __ptshare_remove(struct vm_area_struct *vma, struct address_space *mapping)
+{
+	struct ptshare *ps = ptshare_of(vma);
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	i_mmap_assert_write_locked(mapping);
+	if (has_own_tables(vma))
+		vma_interval_tree_remove(vma, &mapping->i_mmap);
+	if (pv->start == pv->end)
+		return;
+	interval_tree_remove(&pv->blocks, &ps->guests);
+	remove_from_mm(ps, pv);
+	WRITE_ONCE(ps->nr_guests, ps->nr_guests - 1);
+}
+
+void __ptshare_unlinked(struct vm_area_struct *vma)
+{
+	put_blocks(vma);
+}
+
+void __ptshare_dup(struct vm_area_struct *vma, struct address_space *mapping)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+	bool shared = pv->shares;
+
+	pv->never = soft_dirty_tracked(vma->vm_flags);
+	pv->shares = !pv->never &&
+		     ptshare_may_share(vma->vm_mm, vma->vm_flags);
+	__ptshare_insert(vma, mapping);
+	if (!shared && pv->start != pv->end)
+		count_vm_event(PTSHARE_SHARE);
+}
+
+struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
+					     pgoff_t first, pgoff_t last)
+{
+	struct ptshare *ps = ptshare_of_inode(mapping->host);
+	struct interval_tree_node *node;
+
+	if (!ps)
+		return NULL;
+	node = interval_tree_iter_first(&ps->guests, first, last);
+	return node ? container_of(node, struct ptshare_vma, blocks)->vma : NULL;
+}
+
+/**
+ * ptshare_next_guest() - the next guest that maps a range of a file
+ * @guest: The guest before.
+ * @first: First page offset.
+ * @last: Last page offset.
+ *
+ * Context: i_mmap_rwsem.
+ * Return: A guest, or NULL if there is no other.
+ */
+struct vm_area_struct *ptshare_next_guest(struct vm_area_struct *guest,
+					  pgoff_t first, pgoff_t last)
+{
+	struct interval_tree_node *node;
+
+	node = interval_tree_iter_next(&ptshare_vma(guest)->blocks, first, last);
+	return node ? container_of(node, struct ptshare_vma, blocks)->vma : NULL;
+}
+
+/*
+ * Changes
+ */
+
+/* Frees what is left of its own tables in blocks that a VMA shares from now on. */
+static void free_own_tables(struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+	struct mmu_gather tlb;
+
+	if (pv->start == pv->end)
+		return;
+	tlb_gather_mmu(&tlb, vma->vm_mm);
+	free_pgd_range(&tlb, pv->start, pv->end, pv->start, pv->end);
+	tlb_finish_mmu(&tlb);
+}
+
+/*
+ * Lets an ordinary VMA share, or makes one that shares ordinary. Either way it has
+ * no entries then where it changed; the next access makes them, or links. It has
+ * none meanwhile, and nobody can make any: no fault, because its lock is held, and
+ * no walk of the reverse mapping, because none is left to be changed. If entries are
+ * left that say that the memory is poisoned it stays ordinary, so that they are
+ * not lost.
+ */
+static void set_shares(struct vm_area_struct *vma, bool shares)
+{
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	struct ptshare_vma *pv = ptshare_vma(vma);
+	unsigned long start, end;
+
+	vma_start_write(vma);
+	ptshare_blocks(vma, &start, &end);
+	if (!shares) {
+		ptshare_unlink(vma, start, end);
+	} else if (!ptshare_drop_entries(vma, start, end)) {
+		pv->never = true;
+		return;
+	}
+	i_mmap_lock_write(mapping);
+	__ptshare_remove(vma, mapping);
+	pv->shares = shares;
+	__ptshare_insert(vma, mapping);
+	if (!shares)
+		put_blocks(vma);
+	i_mmap_unlock_write(mapping);
+	/* Nobody looks at them any more: they are not in the reverse mapping. */
+	if (shares)
+		free_own_tables(vma);
+	if (start != end)
+		count_vm_event(shares ? PTSHARE_SHARE : PTSHARE_UNSHARE);
+}
+
+/*
+ * The caller takes the VMA's flags from one set to the other next. For a guest
+ * that stays one it calls ptshare_change_protection() if bits of entries change.
+ */
+void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+	bool may = !pv->never && ptshare_may_share(vma->vm_mm, flags);
+
+	if (may == pv->shares || (!may && !ptshare_rule(MODIFY)))
+		return;
+	set_shares(vma, may);
+}
+
+void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	if (!ptshare_rule(SOFT_DIRTY))
+		return;
+	pv->never = true;
+	if (pv->shares)
+		set_shares(vma, false);
+}
+
+void __ptshare_unshare_mm(struct mm_struct *mm)
+{
+	VMA_ITERATOR(vmi, mm, 0);
+	struct vm_area_struct *vma;
+
+	if (!ptshare_rule(NOTIFIER))
+		return;
+	for_each_vma(vmi, vma) {
+		struct ptshare_vma *pv = ptshare_vma(vma);
+
+		if (pv && pv->shares)
+			set_shares(vma, false);
+	}
+}
+
+void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
+{
+	if (IS_ALIGNED(addr, PMD_SIZE) || !ptshare_shares(vma, addr) ||
+	    !ptshare_rule(SPLIT))
+		return;
+	vma_start_write(vma);
+	ptshare_unlink(vma, addr, addr + 1);
+	count_vm_event(PTSHARE_UNSHARE);
+}
+
+/*
+ * A part of a VMA becomes another one's. If one of them shares, and the other does
+ * not, nothing is left in it that the other could not have.
+ */
+static bool hand_over(struct vm_area_struct *from, struct vm_area_struct *to,
+		      unsigned long start, unsigned long end)
+{
+	bool shares = ptshare_vma(to)->shares;
+
+	if (ptshare_vma(from)->shares == shares)
+		return true;
+	if (shares)
+		return ptshare_drop_entries(from, start, end);
+	ptshare_unlink(from, start, end);
+	return true;
+}
+
+/*
+ * A VMA begins or ends at an address that is going to be in the middle of one with
+ * the range from @to_start to @to_end. If its block is going to be shared then it must
+ * be empty. A table that is left is replaced by the next fault.
+ */
+static bool join_block(struct vm_area_struct **vmas, unsigned long addr,
+		       unsigned long to_start, unsigned long to_end)
+{
+	unsigned long first = ALIGN_DOWN(addr, PMD_SIZE);
+	bool empty = true;
+
+	if (addr == first || first < to_start || first + PMD_SIZE > to_end)
+		return true;
+	for (int i = 0; i < MERGED; i++) {
+		unsigned long start, end;
+
+		if (!vmas[i])
+			continue;
+		start = max(first, vmas[i]->vm_start);
+		end = min(first + PMD_SIZE, vmas[i]->vm_end);
+		if (start < end)
+			empty &= ptshare_drop_entries(vmas[i], start, end);
+	}
+	if (empty)
+		count_vm_event(PTSHARE_SHARE);
+	return empty;
+}
+
+void __ptshare_merge(struct vm_area_struct *vma, struct vm_area_struct *adjust,
+		     struct vm_area_struct *remove,
+		     struct vm_area_struct *remove2, unsigned long start,
+		     unsigned long end, long adj_start)
+{
+	struct vm_area_struct *vmas[MERGED] = { vma, adjust, remove, remove2 };
+	struct vm_area_struct *to = vma;
+	bool empty = true;
+
+	if (adjust && adj_start < 0) {
+		to = adjust;
+		start = adjust->vm_start + adj_start;
+		end = adjust->vm_end;
+		empty &= hand_over(vma, to, start, vma->vm_end);
+		ptshare_split(vma, start);
+	} else if (adjust) {
+		empty &= hand_over(adjust, to, adjust->vm_start, end);
+		ptshare_split(adjust, end);
+	}
+	if (remove)
+		empty &= hand_over(remove, to, remove->vm_start, remove->vm_end);
+	if (remove2)
+		empty &= hand_over(remove2, to, remove2->vm_start,
+				   remove2->vm_end);
+	if (!ptshare_vma(to)->shares || !is_congruent(to))
+		return;
+	for (int i = 0; i < MERGED; i++) {
+		if (!vmas[i])
+			continue;
+		empty &= join_block(vmas, vmas[i]->vm_start, start, end);
+		empty &= join_block(vmas, vmas[i]->vm_end, start, end);
+	}
+	if (empty)
+		return;
+	/* Something is left that no table of the file can have. */
+	for (int i = 0; i < MERGED; i++)
+		if (vmas[i])
+			ptshare_unlink(vmas[i], vmas[i]->vm_start,
+				       vmas[i]->vm_end);
+	ptshare_vma(to)->shares = false;
+	ptshare_vma(to)->never = true;
+}
+
+bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
+		    struct vm_area_struct *new_vma, unsigned long len)
+{
+	if (!ptshare_vma(vma)->shares && !ptshare_vma(new_vma)->shares)
+		return false;
+	zap_page_range_single(vma, addr, len, NULL);
+	if (ptshare_guest(vma) != ptshare_guest(new_vma))
+		count_vm_event(ptshare_guest(vma) ? PTSHARE_UNSHARE :
+						    PTSHARE_SHARE);
+	return true;
+}
+
+static int __init ptshare_vma_init(void)
+{
+	ptshare_vma_cache = KMEM_CACHE(ptshare_vma, SLAB_PANIC | SLAB_ACCOUNT);
+	return 0;
+}
+subsys_initcall(ptshare_vma_init);

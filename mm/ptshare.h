@@ -7,6 +7,7 @@
 #define _MM_PTSHARE_H
 
 #include <linux/fs.h>
+#include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/ptshare.h>
 #include <linux/rbtree.h>
@@ -34,9 +35,12 @@ enum ptshare_class {
 /**
  * struct ptshare - shared page tables of one file
  * @mapping: The file's. It goes when the file does.
- * @guests: Interval tree of VMAs that link to the tables, in place of the reverse
- *	    mapping. Guarded by i_mmap_rwsem of @mapping.
- * @nr_guests: Their number. Written under i_mmap_rwsem.
+ * @guests: Interval tree of VMAs that link to the tables (ptshare_vma.blocks), in
+ *	    place of the reverse mapping. Guarded by i_mmap_rwsem of @mapping, as
+ *	    are @by_mm and @mms.
+ * @by_mm: The first guest of each address space, by its mm_struct.
+ * @mms: The same as a list.
+ * @nr_guests: The number of guests. Written under i_mmap_rwsem.
  * @mm: The host, an address space in which nobody runs.
  * @vma: Its VMAs, one for each class. Each maps the file from its first byte to
  *	 PTSHARE_SPAN, and is in the file's reverse mapping.
@@ -54,6 +58,8 @@ enum ptshare_class {
 struct ptshare {
 	struct address_space *mapping;
 	struct rb_root_cached guests;
+	struct rb_root by_mm;
+	struct list_head mms;
 	unsigned long nr_guests;
 	struct mm_struct *mm;
 	struct vm_area_struct *vma[PTSHARE_CLASSES];
@@ -95,10 +101,13 @@ static inline atomic_t *ptshare_links_of(pgtable_t table)
 }
 
 /* mm/ptshare.c */
-bool ptshare_may_share(struct vm_area_struct *vma, unsigned long flags);
+bool ptshare_may_share(const struct mm_struct *mm, unsigned long flags);
+void ptshare_blocks(const struct vm_area_struct *vma, unsigned long *start,
+		    unsigned long *end);
 
 /* mm/ptshare_table.c */
-bool ptshare_tables_empty(struct vm_area_struct *vma);
+bool ptshare_drop_entries(struct vm_area_struct *vma, unsigned long start,
+			  unsigned long end);
 
 /* mm/ptshare_account.c */
 unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr);
@@ -126,7 +135,7 @@ pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr);
 /* mm/ptshare_tlb.c */
 void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,
 			pgoff_t *last);
-void ptshare_guest_range(struct vm_area_struct *guest, pgoff_t first,
+void ptshare_guest_range(const struct ptshare_vma *guest, pgoff_t first,
 			 pgoff_t last, unsigned long *start,
 			 unsigned long *end);
 

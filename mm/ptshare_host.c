@@ -242,27 +242,28 @@ static pgoff_t next_table(struct ptshare *ps, unsigned int classes,
 }
 
 /* Whether a guest in the tree can have links to tables of some classes. */
-static bool may_link(struct vm_area_struct *guest, unsigned int classes)
+static bool may_link(const struct ptshare_vma *guest, unsigned int classes)
 {
-	if (!(classes & BIT(ptshare_class_of(guest->vm_flags))))
+	if (!(classes & BIT(ptshare_class_of(guest->vma->vm_flags))))
 		return false;
 	/* See ptshare_count_unlinks(). */
-	return atomic_read(&guest->vm_mm->mm_users) ||
-	       ptshare_mm_links(guest->vm_mm);
+	return atomic_read(&guest->mm->mm_users) || ptshare_mm_links(guest->mm);
 }
 
 /* The first guest that may link to tables of some classes in a range. */
-static struct vm_area_struct *next_guest(struct ptshare *ps,
-					 unsigned int classes, pgoff_t first,
-					 pgoff_t last)
+static struct interval_tree_node *next_guest(struct ptshare *ps,
+					     unsigned int classes,
+					     pgoff_t first, pgoff_t last)
 {
-	struct vm_area_struct *guest;
+	struct interval_tree_node *node;
 
 	if (!ptshare_rule(UNLINK))
 		return NULL;
-	vma_interval_tree_foreach(guest, &ps->guests, first, last)
-		if (may_link(guest, classes))
-			return guest;
+	for (node = interval_tree_iter_first(&ps->guests, first, last); node;
+	     node = interval_tree_iter_next(node, first, last))
+		if (may_link(container_of(node, struct ptshare_vma, blocks),
+			     classes))
+			return node;
 	return NULL;
 }
 
@@ -274,7 +275,7 @@ static struct vm_area_struct *next_guest(struct ptshare *ps,
 static bool find_unused(struct ptshare *ps, unsigned int classes,
 			pgoff_t *first, pgoff_t *last)
 {
-	struct vm_area_struct *guest;
+	struct interval_tree_node *guest;
 
 	for (;;) {
 		*first = next_table(ps, classes, *first, *last);
@@ -284,11 +285,11 @@ static bool find_unused(struct ptshare *ps, unsigned int classes,
 				   *first + TABLE_PAGES - 1);
 		if (!guest)
 			break;
-		*first = guest->vm_pgoff + vma_pages(guest);
+		*first = guest->last + 1;
 	}
 	guest = next_guest(ps, classes, *first, *last);
 	if (guest)
-		*last = guest->vm_pgoff - 1;
+		*last = guest->start - 1;
 	return true;
 }
 
@@ -475,10 +476,12 @@ static void release_exiting(struct vm_area_struct *guest)
 {
 	struct ptshare *ps = ptshare_of(guest);
 	unsigned int class = BIT(ptshare_class_of(guest->vm_flags));
-	pgoff_t first = guest->vm_pgoff;
-	pgoff_t last = first + vma_pages(guest) - 1;
+	/* The blocks that are cut at its ends may be nobody's either. */
+	pgoff_t first = ALIGN_DOWN(guest->vm_pgoff, TABLE_PAGES);
+	pgoff_t last = ALIGN(guest->vm_pgoff + vma_pages(guest), TABLE_PAGES) - 1;
 	bool unused;
 
+	last = min(last, (PTSHARE_SPAN >> PAGE_SHIFT) - 1);
 	i_mmap_lock_read(ps->mapping);
 	unused = has_unused(ps, class, first, last) ||
 		 has_unused(ps, ALL_CLASSES, first, last);
@@ -651,7 +654,7 @@ void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest)
 	/* What kind of file it is, all of them agree on. */
 	for (class = 0; class < PTSHARE_CLASSES; class++)
 		WRITE_ONCE(ps->vma[class]->vm_private_data,
-			   guest->vm_private_data);
+			   (void *)ptshare_vm_ops(guest));
 }
 
 /*
@@ -696,6 +699,8 @@ int ptshare_create(struct file *file)
 		return -ENOMEM;
 	ps->mapping = file->f_mapping;
 	ps->guests = RB_ROOT_CACHED;
+	ps->by_mm = RB_ROOT;
+	INIT_LIST_HEAD(&ps->mms);
 	/* Never off again: text patching costs more than the few branches. */
 	static_branch_enable(&ptshare_used);
 	err = host_init(ps, file);

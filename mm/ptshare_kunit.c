@@ -30,19 +30,19 @@ static struct vm_area_struct *make_vma(struct kunit *test, unsigned long start,
 
 static void flags_that_share(struct kunit *test)
 {
-	struct vm_area_struct *vma = make_vma(test, START, 2, 0);
-
-	KUNIT_EXPECT_TRUE(test, ptshare_may_share(vma, FLAGS));
-	KUNIT_EXPECT_TRUE(test, ptshare_may_share(vma, FLAGS & ~VM_WRITE));
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(&init_mm, FLAGS));
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(&init_mm, FLAGS & ~VM_WRITE));
 	/* A descriptor that is open for reading only. */
-	KUNIT_EXPECT_TRUE(test, ptshare_may_share(vma, VM_READ | VM_MAYSHARE |
-							VM_MAYREAD));
-	KUNIT_EXPECT_TRUE(test, ptshare_may_share(vma, FLAGS | VM_DONTCOPY |
-							VM_DONTDUMP |
-							VM_RAND_READ |
-							VM_SEQ_READ |
-							VM_NOHUGEPAGE |
-							VM_SEALED));
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(&init_mm, VM_READ |
+							    VM_MAYSHARE |
+							    VM_MAYREAD));
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(&init_mm, FLAGS |
+							    VM_DONTCOPY |
+							    VM_DONTDUMP |
+							    VM_RAND_READ |
+							    VM_SEQ_READ |
+							    VM_NOHUGEPAGE |
+							    VM_SEALED));
 }
 
 static void flags_that_do_not(struct kunit *test)
@@ -52,49 +52,79 @@ static void flags_that_do_not(struct kunit *test)
 		VM_PFNMAP, VM_MIXEDMAP, VM_GROWSDOWN, VM_UFFD_MISSING,
 		VM_UFFD_WP, VM_UFFD_MINOR, VM_EXEC,
 	};
-	struct vm_area_struct *vma = make_vma(test, START, 2, 0);
 
 	for (int i = 0; i < ARRAY_SIZE(never); i++)
 		if (never[i])
 			KUNIT_EXPECT_FALSE_MSG(test,
-					       ptshare_may_share(vma, FLAGS |
+					       ptshare_may_share(&init_mm,
+								 FLAGS |
 								 never[i]),
 					       "flags %lx", never[i]);
-	KUNIT_EXPECT_FALSE(test, ptshare_may_share(vma, FLAGS & ~VM_READ));
-	KUNIT_EXPECT_FALSE(test, ptshare_may_share(vma, FLAGS & ~VM_MAYSHARE));
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(&init_mm, FLAGS & ~VM_READ));
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(&init_mm, FLAGS & ~VM_MAYSHARE));
 #ifdef CONFIG_ARCH_HAS_PKEYS
-	KUNIT_EXPECT_FALSE(test, ptshare_may_share(vma, FLAGS | VM_PKEY_BIT0));
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(&init_mm,
+						   FLAGS | VM_PKEY_BIT0));
 #endif
 }
 
+/*
+ * What a VMA shares, and which of its pages the reverse mapping finds. In pages; the
+ * VMA begins at START.
+ */
 static void shapes(struct kunit *test)
 {
-	pgoff_t span = PTSHARE_SPAN >> PAGE_SHIFT;
+	const unsigned long span = PTSHARE_SPAN >> PAGE_SHIFT;
+	const unsigned long far = (ULONG_MAX >> PAGE_SHIFT) & ~(PAGES - 1);
 	struct {
-		unsigned long start, tables;
-		pgoff_t pgoff;
-		bool share;
+		unsigned long from, to, pgoff;	/* the VMA */
+		unsigned long start, end;	/* what it shares */
+		unsigned long own_first, own_last;
 	} cases[] = {
-		{ START, 1, 0, true },
-		{ START, 1, PAGES, true },
-		{ START, 1, span - PAGES, true },
-		{ START, 2, span - PAGES, false },
-		{ START, 1, span, false },
-		{ START, 1, ULONG_MAX >> PAGE_SHIFT & ~(PAGES - 1), false },
-		{ START, 1, 1, false },
-		{ START, 1, PAGES - 1, false },
-		{ START + PAGE_SIZE, 1, 0, false },
-		{ START + PAGE_SIZE, 1, 1, false },
+		/* Whole tables */
+		{ 0, PAGES, 0, 0, PAGES, PAGES, -1 },
+		{ 0, 2 * PAGES, PAGES, 0, 2 * PAGES, 3 * PAGES, PAGES - 1 },
+		/* A part at the end, at the begin, at both */
+		{ 0, PAGES + 1, 0, 0, PAGES, PAGES, PAGES },
+		{ 1, 2 * PAGES, 1, PAGES, 2 * PAGES, 1, PAGES - 1 },
+		{ 1, 3 * PAGES + 1, 1, PAGES, 3 * PAGES, 1, 3 * PAGES },
+		/* No table as a whole */
+		{ 0, PAGES - 1, 0, 0, 0, 0, PAGES - 2 },
+		{ 1, PAGES + 1, 1, 0, 0, 1, PAGES },
+		{ 1, 2 * PAGES - 1, 1, 0, 0, 1, 2 * PAGES - 2 },
+		/* Not congruent */
+		{ 0, 2 * PAGES, 1, 0, 0, 1, 2 * PAGES },
+		{ 1, 2 * PAGES + 1, 0, 0, 0, 0, 2 * PAGES - 1 },
+		/* The end of the host */
+		{ 0, PAGES, span - PAGES, 0, PAGES, span, span - PAGES - 1 },
+		{ 0, 2 * PAGES, span - PAGES, 0, PAGES, span, span + PAGES - 1 },
+		{ 0, PAGES, span, 0, 0, span, span + PAGES - 1 },
+		{ 0, PAGES, far, 0, 0, far, far + PAGES - 1 },
 	};
 
 	for (int i = 0; i < ARRAY_SIZE(cases); i++) {
-		struct vm_area_struct *vma = make_vma(test, cases[i].start,
-						      cases[i].tables,
+		struct vm_area_struct *vma = make_vma(test, START, 1,
 						      cases[i].pgoff);
+		struct ptshare_vma pv = { .vma = vma };
 
-		KUNIT_EXPECT_EQ_MSG(test, cases[i].share,
-				    ptshare_may_share(vma, FLAGS), "case %d",
-				    i);
+		vma->vm_start = START + (cases[i].from << PAGE_SHIFT);
+		vma->vm_end = START + (cases[i].to << PAGE_SHIFT);
+		ptshare_blocks(vma, &pv.start, &pv.end);
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].end - cases[i].start,
+				    (pv.end - pv.start) >> PAGE_SHIFT,
+				    "case %d", i);
+		if (pv.start != pv.end)
+			KUNIT_EXPECT_EQ_MSG(test, cases[i].start,
+					    (pv.start - START) >> PAGE_SHIFT,
+					    "case %d", i);
+		if (!static_key_enabled(&ptshare_used))
+			continue;
+		vma->vm_ops = &ptshare_guest_vm_ops;
+		vma->vm_private_data = &pv;
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].own_first,
+				    ptshare_own_first(vma), "case %d", i);
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].own_last,
+				    ptshare_own_last(vma), "case %d", i);
 	}
 }
 
@@ -142,6 +172,10 @@ static void flushes_of_the_host(struct kunit *test)
 static void flushes_of_a_guest(struct kunit *test)
 {
 	struct vm_area_struct *vma = make_vma(test, START, 2, PAGES);
+	struct ptshare_vma guest = {
+		.vma = vma, .start = START, .end = START + 2 * PMD_SIZE,
+		.blocks = { .start = PAGES, .last = 3 * PAGES - 1 },
+	};
 	struct {
 		pgoff_t first, last;
 		unsigned long start, end;
@@ -157,8 +191,8 @@ static void flushes_of_a_guest(struct kunit *test)
 	for (int i = 0; i < ARRAY_SIZE(cases); i++) {
 		unsigned long start, end;
 
-		ptshare_guest_range(vma, cases[i].first, cases[i].last, &start,
-				    &end);
+		ptshare_guest_range(&guest, cases[i].first, cases[i].last,
+				    &start, &end);
 		KUNIT_EXPECT_EQ_MSG(test, START + cases[i].start, start,
 				    "case %d", i);
 		KUNIT_EXPECT_EQ_MSG(test, START + cases[i].end, end, "case %d",

@@ -40,17 +40,64 @@
  * Links
  */
 
+/* Whether two PMD entries point to the same page table. */
+static bool same_table(pmd_t a, pmd_t b)
+{
+	return !pmd_none(a) && !pmd_none(b) && pmd_pgtable(a) == pmd_pgtable(b);
+}
+
+/* Whether a PMD entry of a guest points to a table of the host, of any class. */
+static bool is_link(struct ptshare *ps, unsigned long offset, pmd_t entry)
+{
+	enum ptshare_class class;
+
+	for (class = 0; class < PTSHARE_CLASSES; class++) {
+		pmd_t *pmd = ptshare_find_pmd(ps->mm,
+					      PTSHARE_BASE(class) + offset);
+
+		if (pmd && same_table(pmdp_get_lockless(pmd), entry))
+			return true;
+	}
+	return false;
+}
+
+static void free_table_rcu(struct rcu_head *head)
+{
+	struct ptdesc *table = container_of(head, struct ptdesc, pt_rcu_head);
+
+	pte_free(&init_mm, ptdesc_page(table));
+}
+
+/*
+ * Takes away the own table of a block that has become whole, under the PMD lock. It
+ * has no entries (see ptshare_merge()), and nobody makes any. It may be looked at, by
+ * those who only read: under RCU, or with interrupts off.
+ */
+static void drop_table(struct mm_struct *mm, pmd_t *pmd, unsigned long addr)
+{
+	pgtable_t table = pmd_pgtable(*pmd);
+
+	pmd_clear(pmd);
+	/* No TLB entry was made from it: as for pte_free_tlb(). */
+	flush_tlb_mm_range(mm, addr, addr + PAGE_SIZE, PAGE_SHIFT, true);
+	mm_dec_nr_ptes(mm);
+	call_rcu(&page_ptdesc(table)->pt_rcu_head, free_table_rcu);
+}
+
 /* Points one PMD entry of a guest to the host's table, if it has one. */
-static bool link_table(struct mm_struct *mm, pmd_t *pmd, pmd_t *host_pmd)
+static bool link_table(struct mm_struct *mm, unsigned long addr, pmd_t *pmd,
+		       pmd_t *host_pmd)
 {
 	pmd_t table = pmdp_get_lockless(host_pmd);
 	bool linked = false;
 	spinlock_t *ptl; /* of the guest's PMD table */
 
-	if (pmd_none(table) || !pmd_none(pmdp_get_lockless(pmd)))
+	if (pmd_none(table) || same_table(pmdp_get_lockless(pmd), table))
 		return false;
 	ptl = pmd_lock(mm, pmd);
-	if (pmd_none(*pmd)) {
+	if (!same_table(*pmd, table)) {
+		if (!pmd_none(*pmd))
+			drop_table(mm, pmd, addr);
 		atomic_inc(ptshare_links_of(pmd_pgtable(table)));
 		pmd_populate(mm, pmd, pmd_pgtable(table));
 		linked = true;
@@ -59,26 +106,44 @@ static bool link_table(struct mm_struct *mm, pmd_t *pmd, pmd_t *host_pmd)
 	return linked;
 }
 
+/* Whether the table behind or before the one at @addr is linked, or there is none. */
+static bool neighbour_linked(struct ptshare_vma *pv, unsigned long addr,
+			     pmd_t *pmd)
+{
+	unsigned long begin = ALIGN_DOWN(addr, LINK_AROUND);
+
+	if (addr + PMD_SIZE < min(pv->end, begin + LINK_AROUND))
+		return !pmd_none(pmdp_get_lockless(pmd + 1));
+	return addr == max(pv->start, begin) ||
+	       !pmd_none(pmdp_get_lockless(pmd - 1));
+}
+
 /*
- * Links the table at @address, whose PMD entry is @pmd, and its neighbours. A
- * table that is found stays: the guest is locked, and in the tree (F).
+ * Links the table at @address, whose PMD entry is @pmd, and its neighbours, unless
+ * they are linked. A table that is found stays: the guest is locked, and in the
+ * tree (F).
  */
 static void link_around(struct vm_area_struct *vma, unsigned long address,
 			pmd_t *pmd, struct vm_area_struct *host_vma)
 {
-	unsigned long start = max(ALIGN_DOWN(address, LINK_AROUND),
-				  vma->vm_start);
-	unsigned long end = min(ALIGN_DOWN(address, LINK_AROUND) + LINK_AROUND,
-				vma->vm_end);
-	unsigned long nr = 0, pages = 0, addr = start;
+	struct ptshare_vma *pv = ptshare_vma(vma);
+	unsigned long addr = ALIGN_DOWN(address, PMD_SIZE), end = addr + PMD_SIZE;
+	unsigned long nr = 0, pages = 0;
 
-	pmd -= (ALIGN_DOWN(address, PMD_SIZE) - start) >> PMD_SHIFT;
+	if (!neighbour_linked(pv, addr, pmd)) {
+		unsigned long first = max(ALIGN_DOWN(addr, LINK_AROUND),
+					  pv->start);
+
+		end = min(ALIGN_DOWN(addr, LINK_AROUND) + LINK_AROUND, pv->end);
+		pmd -= (addr - first) >> PMD_SHIFT;
+		addr = first;
+	}
 	for (; addr < end; addr += PMD_SIZE, pmd++) {
 		pmd_t *host_pmd = ptshare_find_pmd(host_vma->vm_mm,
 						   host_vma->vm_start +
 						   ptshare_offset(vma, addr));
 
-		if (!host_pmd || !link_table(vma->vm_mm, pmd, host_pmd))
+		if (!host_pmd || !link_table(vma->vm_mm, addr, pmd, host_pmd))
 			continue;
 		pages += page_ptdesc(pmd_pgtable(*host_pmd))->pt_share_pages;
 		nr++;
@@ -90,7 +155,7 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
  * ptshare_unlink() - clear the links of a guest in a range
  * @vma: The guest.
  * @start: First address. All links that reach into the range are cleared.
- * @end: End of the range.
+ * @end: End of the range. What it maps by tables of its own stays.
  *
  * No CPU uses the tables through this guest when it returns. It is one flush,
  * for all tables, and it says that tables are freed: paging-structure caches go
@@ -98,49 +163,54 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
  * flush comes now and not with others at the end of an unmap, because the VMA
  * leaves the tree of guests before that (L).
  *
- * Context: May sleep. mmap lock or VMA lock of @vma.
+ * Context: May sleep. mmap lock or VMA lock of @vma, or i_mmap_rwsem.
  */
 void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 		    unsigned long end)
 {
+	struct ptshare *ps = ptshare_of(vma);
+	struct ptshare_vma *pv = ptshare_vma(vma);
 	struct mm_struct *mm = vma->vm_mm;
 	unsigned long first = ULONG_MAX, last = 0, nr = 0;
-	unsigned long addr = ALIGN_DOWN(start, PMD_SIZE);
+	unsigned long addr = max(ALIGN_DOWN(start, PMD_SIZE), pv->start);
 	pmd_t *pmd;
 
-	end = ALIGN(end, PMD_SIZE);
+	end = min(ALIGN(end, PMD_SIZE), pv->end);
 	for (; (pmd = ptshare_next_pmd(mm, &addr, end)); addr += PMD_SIZE) {
 		spinlock_t *ptl = pmd_lock(mm, pmd);
 		pmd_t table = *pmd;
 
-		if (!pmd_none(table)) {
+		if (is_link(ps, ptshare_offset(vma, addr), table)) {
 			pmd_clear(pmd);
 			atomic_dec(ptshare_links_of(pmd_pgtable(table)));
 			nr++;
+			first = min(first, addr);
+			last = addr + PMD_SIZE;
 		}
 		spin_unlock(ptl);
-		first = min(first, addr);
-		last = addr + PMD_SIZE;
 		cond_resched();
 	}
 	if (!nr)
 		return;
 	if (ptshare_rule(UNLINK_FLUSH))
 		flush_tlb_mm_range(mm, first, last, PAGE_SHIFT, true);
-	ptshare_count_unlinks(mm, ptshare_of(vma), nr);
+	ptshare_count_unlinks(mm, ps, nr);
 }
 
 bool __ptshare_change_protection(struct vm_area_struct *vma,
 				 unsigned long start, unsigned long end,
 				 bool numa)
 {
-	if (!numa) {
-		ptshare_unlink(vma, start, end);
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	if (numa)
+		return ptshare_rule(NUMA);
+	ptshare_unlink(vma, start, end);
+	start = max(ALIGN_DOWN(start, PMD_SIZE), pv->start);
+	end = min(ALIGN(end, PMD_SIZE), pv->end);
+	if (start < end)
 		ptshare_class_left(vma, start, end);
-	} else if (!ptshare_rule(NUMA)) {
-		return false;
-	}
-	return true;
+	return false;
 }
 
 bool __ptshare_no_retract(void)
@@ -170,6 +240,36 @@ static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 	pte_unmap(pte);
 	return pte_present(entry) &&
 	       (!(flags & FAULT_FLAG_WRITE) || pte_write(entry));
+}
+
+/*
+ * Who reads what others have written need not fault in page by page what there is
+ * already. If the table for writers has the page, all pages of the table for readers
+ * that are in the page cache are mapped at once, without the write bit (R): what
+ * memfd_protect() says does not matter.
+ */
+static void map_what_writers_have(struct ptshare *ps, pmd_t *pmd,
+				  unsigned long addr)
+{
+	struct vm_area_struct *vma = ps->vma[PTSHARE_RO];
+	unsigned long writers = addr - PTSHARE_BASE(PTSHARE_RO) +
+				PTSHARE_BASE(PTSHARE_RW);
+	pmd_t *writers_pmd = ptshare_find_pmd(ps->mm, writers);
+	pgoff_t pgoff = linear_page_index(vma, addr);
+	pgoff_t first = ALIGN_DOWN(pgoff, PTRS_PER_PTE);
+	struct vm_fault vmf = {
+		.vma = vma,
+		.address = addr & PAGE_MASK,
+		.real_address = addr,
+		.pgoff = pgoff,
+		.pmd = pmd,
+	};
+
+	if (!writers_pmd || !host_allows(ps->mm, writers_pmd, writers, 0))
+		return;
+	rcu_read_lock();
+	vma->vm_ops->map_pages(&vmf, first, first + PTRS_PER_PTE - 1);
+	rcu_read_unlock();
 }
 
 /*
@@ -214,7 +314,7 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	pmd_t *pmd, *host_pmd;
 	unsigned int before;
 	vm_fault_t ret = 0;
-	bool linked;
+	bool linked, allowed;
 
 	if (!ptshare_rule(CLASS))
 		class = PTSHARE_RW;
@@ -229,8 +329,17 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	if (!pmd || !host_pmd)
 		return VM_FAULT_OOM;
 
-	linked = !pmd_none(pmdp_get_lockless(pmd));
-	if (!host_allows(ps->mm, host_pmd, host_addr, flags)) {
+	linked = same_table(pmdp_get_lockless(pmd),
+			    pmdp_get_lockless(host_pmd));
+	allowed = host_allows(ps->mm, host_pmd, host_addr, flags);
+	if (!allowed && host_vma == ps->vma[PTSHARE_RO]) {
+		before = ptshare_group_pages(host_pmd, host_addr);
+		map_what_writers_have(ps, host_pmd, host_addr);
+		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, before,
+				    linked);
+		allowed = host_allows(ps->mm, host_pmd, host_addr, flags);
+	}
+	if (!allowed) {
 		ret = guest_ask(vma, address, flags);
 		if (ret)
 			return ret;
@@ -277,37 +386,51 @@ vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
  * Tables
  */
 
-static bool table_empty(struct mm_struct *mm, pmd_t *pmd, unsigned long addr)
+static bool table_empty(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
+			unsigned long end)
 {
 	spinlock_t *ptl; /* of the table */
 	pte_t *pte, *start = pte_offset_map_lock(mm, pmd, addr, &ptl);
-	unsigned int i = 0;
 
 	if (!start)
 		return true;
-	for (pte = start; i < PTRS_PER_PTE && pte_none(ptep_get(pte)); pte++)
-		i++;
+	for (pte = start; addr < end && pte_none(ptep_get(pte)); pte++)
+		addr += PAGE_SIZE;
 	pte_unmap_unlock(start, ptl);
-	return i == PTRS_PER_PTE;
+	return addr == end;
 }
 
-/**
- * ptshare_tables_empty() - whether the own tables of a VMA have no entries
- * @vma: An ordinary VMA of whole tables.
- *
- * Context: mmap lock and VMA lock for writing.
- * Return: True if so.
- */
-bool ptshare_tables_empty(struct vm_area_struct *vma)
+static bool tables_empty(struct mm_struct *mm, unsigned long start,
+			 unsigned long end)
 {
-	unsigned long addr = vma->vm_start;
+	unsigned long addr = start, next;
 	pmd_t *pmd;
 
-	for (; (pmd = ptshare_next_pmd(vma->vm_mm, &addr, vma->vm_end));
-	     addr += PMD_SIZE) {
-		if (!table_empty(vma->vm_mm, pmd, addr))
+	for (; (pmd = ptshare_next_pmd(mm, &addr, end)); addr = next) {
+		next = pmd_addr_end(addr, end);
+		if (!table_empty(mm, pmd, addr, next))
 			return false;
 		cond_resched();
 	}
 	return true;
+}
+
+/**
+ * ptshare_drop_entries() - clear the entries of a VMA in tables of its own
+ * @vma: The VMA.
+ * @start: First address.
+ * @end: End of the range. Nothing of it is shared.
+ *
+ * Context: May sleep. mmap lock and VMA lock for writing.
+ * Return: False if entries are left that must not be lost.
+ */
+bool ptshare_drop_entries(struct vm_area_struct *vma, unsigned long start,
+			  unsigned long end)
+{
+	struct zap_details details = { .zap_flags = ZAP_FLAG_DROP_MARKER };
+
+	if (tables_empty(vma->vm_mm, start, end))
+		return true;
+	zap_page_range_single(vma, start, end - start, &details);
+	return tables_empty(vma->vm_mm, start, end);
 }

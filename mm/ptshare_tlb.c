@@ -64,23 +64,51 @@ void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,
 }
 
 /**
- * ptshare_guest_range() - where a guest maps what it has of a part of the file
+ * ptshare_guest_range() - where a guest maps what it shares of a part of the file
  * @guest: The guest.
- * @first: First page offset. The guest maps something of the range.
+ * @first: First page offset. The guest shares something of the range.
  * @last: Last page offset.
  * @start: Is set to the first address.
  * @end: Is set to the end.
  */
-void ptshare_guest_range(struct vm_area_struct *guest, pgoff_t first,
+void ptshare_guest_range(const struct ptshare_vma *guest, pgoff_t first,
 			 pgoff_t last, unsigned long *start,
 			 unsigned long *end)
 {
-	pgoff_t guest_last = guest->vm_pgoff + vma_pages(guest) - 1;
+	pgoff_t begin = guest->blocks.start;
 
-	first = max(first, guest->vm_pgoff);
-	last = min(last, guest_last);
-	*start = guest->vm_start + ((first - guest->vm_pgoff) << PAGE_SHIFT);
-	*end = guest->vm_start + ((last + 1 - guest->vm_pgoff) << PAGE_SHIFT);
+	first = max(first, begin);
+	last = min(last, guest->blocks.last);
+	*start = guest->start + ((first - begin) << PAGE_SHIFT);
+	*end = guest->start + ((last + 1 - begin) << PAGE_SHIFT);
+}
+
+/*
+ * Whether an address space, of which this is the first guest, may map something of
+ * a range. If it has many, nobody wants to look at each of them.
+ */
+static bool may_map(const struct ptshare_vma *guest, pgoff_t first, pgoff_t last)
+{
+	return !list_empty(&guest->same_mm) ||
+	       (guest->blocks.start <= last && guest->blocks.last >= first);
+}
+
+/* The generation comes first, then the CPUs: the other way round than they do. */
+static void add_mm(struct arch_tlbflush_unmap_batch *batch, struct mm_struct *mm)
+{
+	/* It has no MMU notifiers that would have to be told. */
+	inc_mm_tlb_gen(mm);
+	cpumask_or(&batch->cpumask, &batch->cpumask, mm_cpumask(mm));
+}
+
+static void flush_one(const struct ptshare_vma *guest, pgoff_t first,
+		      pgoff_t last, bool freed_tables)
+{
+	unsigned long start = 0, end = TLB_FLUSH_ALL;
+
+	if (list_empty(&guest->same_mm))
+		ptshare_guest_range(guest, first, last, &start, &end);
+	flush_tlb_mm_range(guest->mm, start, end, PAGE_SHIFT, freed_tables);
 }
 
 /**
@@ -97,9 +125,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 {
 	struct ptshare *ps = READ_ONCE(host->ptshare);
 	struct arch_tlbflush_unmap_batch *batch;
-	struct vm_area_struct *guest;
-	struct mm_struct *done = NULL;
-	bool one = false, more = false;
+	struct ptshare_vma *guest, *one = NULL;
 	pgoff_t first, last;
 
 	/* It is being torn down, without guests. */
@@ -109,24 +135,18 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	ptshare_host_range(start, end, &first, &last);
 
 	batch = get_cpu_ptr(&flush_batch);
-	vma_interval_tree_foreach(guest, &ps->guests, first, last) {
-		struct mm_struct *mm = guest->vm_mm;
-
-		/* Many mappings in a row, and all of it was flushed. */
-		if (mm == done)
+	list_for_each_entry(guest, &ps->mms, mms) {
+		if (!may_map(guest, first, last))
 			continue;
-		if (!one && !cpumask_empty(mm_cpumask(mm))) {
-			ptshare_guest_range(guest, first, last, &start, &end);
-			flush_tlb_mm_range(mm, start, end, PAGE_SHIFT,
-					   freed_tables);
-			one = true;
-		} else {
-			arch_tlbbatch_add_pending(batch, mm, 0);
-			done = mm;
-			more = true;
+		if (!one && !cpumask_empty(mm_cpumask(guest->mm))) {
+			one = guest;
+			continue;
 		}
+		add_mm(batch, guest->mm);
 	}
-	if (more)
+	if (one)
+		flush_one(one, first, last, freed_tables);
+	if (!cpumask_empty(&batch->cpumask))
 		arch_tlbbatch_flush(batch);
 	put_cpu_ptr(&flush_batch);
 }
@@ -143,18 +163,14 @@ void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
 			  struct mm_struct *host, unsigned long addr)
 {
 	struct ptshare *ps = READ_ONCE(host->ptshare);
-	struct vm_area_struct *guest;
-	struct mm_struct *done = NULL;
+	struct ptshare_vma *guest;
 	pgoff_t first, last;
 
 	if (!ps || !ptshare_rule(BATCH))
 		return;
 	i_mmap_assert_locked(ps->mapping);
 	ptshare_host_range(addr, addr + PAGE_SIZE, &first, &last);
-	vma_interval_tree_foreach(guest, &ps->guests, first, last) {
-		if (guest->vm_mm == done)
-			continue;
-		done = guest->vm_mm;
-		arch_tlbbatch_add_pending(batch, done, 0);
-	}
+	list_for_each_entry(guest, &ps->mms, mms)
+		if (may_map(guest, first, last))
+			add_mm(batch, guest->mm);
 }

@@ -7,8 +7,11 @@
 #ifndef _LINUX_PTSHARE_H
 #define _LINUX_PTSHARE_H
 
+#include <linux/interval_tree.h>
+#include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/ptshare_types.h>
+#include <linux/rbtree.h>
 #include <linux/vmstat.h>
 #ifdef CONFIG_PTSHARE
 #include <asm/cpufeature.h>
@@ -44,17 +47,78 @@ extern const struct vm_operations_struct ptshare_guest_vm_ops;
 extern const struct vm_operations_struct ptshare_host_vm_ops;
 
 /**
- * ptshare_guest() - whether a VMA links to page tables of its file
+ * struct ptshare_vma - a shared mapping of a file with shared page tables
+ * @vm_ops: The operations that the VMA would have if its file did not share.
+ * @vma: The VMA, whose vm_private_data points here. It has the same lifetime.
+ * @mm: The address space of @vma, while it is in the trees.
+ * @start: First address of the blocks that it shares. Like all that follows,
+ *	   written with the VMA locked for writing and under i_mmap_rwsem, and read
+ *	   with one of them.
+ * @end: Their end. The same as @start if there are none.
+ * @shares: What a shared table cannot express is not asked for.
+ * @never: It must not share again.
+ * @blocks: In ptshare.guests, at the page offsets from @start to @end.
+ * @by_mm: In ptshare.by_mm, if it is the first of @mm.
+ * @mms: In ptshare.mms, if it is the first of @mm.
+ * @same_mm: All of @mm and its file, in a ring.
+ */
+struct ptshare_vma {
+	const struct vm_operations_struct *vm_ops;
+	struct vm_area_struct *vma;
+	struct mm_struct *mm;
+	unsigned long start;
+	unsigned long end;
+	bool shares;
+	bool never;
+	struct interval_tree_node blocks;
+	struct rb_node by_mm;
+	struct list_head mms;
+	struct list_head same_mm;
+};
+
+/**
+ * ptshare_vma() - what is known of a shared mapping of a file that shares
  * @vma: The VMA.
  *
  * Context: Any in which @vma may be looked at.
- * Return: True if so. Costs nothing until the first memfd with
+ * Return: NULL if it is none. Costs nothing until the first memfd with
  * MFD_SHARE_PGTABLES is made.
+ */
+static inline struct ptshare_vma *ptshare_vma(const struct vm_area_struct *vma)
+{
+	if (!static_branch_unlikely(&ptshare_used) ||
+	    vma->vm_ops != &ptshare_guest_vm_ops)
+		return NULL;
+	return vma->vm_private_data;
+}
+
+/**
+ * ptshare_guest() - whether a VMA links to page tables of its file
+ * @vma: The VMA.
+ *
+ * Return: True if there are blocks that it shares.
  */
 static inline bool ptshare_guest(const struct vm_area_struct *vma)
 {
-	return static_branch_unlikely(&ptshare_used) &&
-	       vma->vm_ops == &ptshare_guest_vm_ops;
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	return pv && pv->start != pv->end;
+}
+
+/**
+ * ptshare_shares() - whether an address is in a block that its VMA shares
+ * @vma: The VMA.
+ * @addr: The address.
+ *
+ * Context: The lock of @vma, or i_mmap_rwsem of its file.
+ * Return: True if so. Its page table, if there is one, is not the VMA's own.
+ */
+static inline bool ptshare_shares(const struct vm_area_struct *vma,
+				  unsigned long addr)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	return pv && addr >= pv->start && addr < pv->end;
 }
 
 /**
@@ -70,7 +134,7 @@ static inline bool ptshare_host(const struct vm_area_struct *vma)
 }
 
 /**
- * ptshare_vm_ops() - the operations that a VMA has, or had if it did not share
+ * ptshare_vm_ops() - the operations that a VMA has, or had if its file did not share
  * @vma: The VMA.
  *
  * Return: The operations that tell what kind of file it maps.
@@ -78,31 +142,72 @@ static inline bool ptshare_host(const struct vm_area_struct *vma)
 static inline const struct vm_operations_struct *
 ptshare_vm_ops(const struct vm_area_struct *vma)
 {
-	return ptshare_guest(vma) || ptshare_host(vma) ? vma->vm_private_data :
-							 vma->vm_ops;
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	if (pv)
+		return pv->vm_ops;
+	return ptshare_host(vma) ? vma->vm_private_data : vma->vm_ops;
+}
+
+/**
+ * ptshare_own_first() - the first page that a VMA maps by page tables of its own
+ * @vma: The VMA.
+ *
+ * In the reverse mapping a VMA is found where it has tables of its own. If those are
+ * at both ends, also between them: see ptshare_shares().
+ *
+ * Return: A page offset in its file.
+ */
+static inline pgoff_t ptshare_own_first(const struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	if (pv && pv->start == vma->vm_start)
+		return vma->vm_pgoff + ((pv->end - pv->start) >> PAGE_SHIFT);
+	return vma->vm_pgoff;
+}
+
+/**
+ * ptshare_own_last() - the last page that a VMA maps by page tables of its own
+ * @vma: The VMA.
+ *
+ * Return: A page offset in its file.
+ */
+static inline pgoff_t ptshare_own_last(const struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+	unsigned long end = vma->vm_end;
+
+	if (pv && pv->start != pv->end && pv->end == end)
+		end = pv->start;
+	return vma->vm_pgoff + ((end - vma->vm_start) >> PAGE_SHIFT) - 1;
 }
 
 /* mm/ptshare.c */
-void __ptshare_mmap(struct vm_area_struct *vma);
+int __ptshare_mmap(struct vm_area_struct *vma);
+int __ptshare_dup_vma(struct vm_area_struct *vma);
+void __ptshare_free_vma(struct vm_area_struct *vma);
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
 				      unsigned long hint, unsigned long len,
 				      unsigned long pgoff, unsigned long flags);
-struct rb_root_cached *__ptshare_i_mmap(struct vm_area_struct *vma);
-void __ptshare_linked(struct vm_area_struct *vma);
+void __ptshare_insert(struct vm_area_struct *vma, struct address_space *mapping);
+void __ptshare_remove(struct vm_area_struct *vma, struct address_space *mapping);
 void __ptshare_unlinked(struct vm_area_struct *vma);
-bool __ptshare_dup(struct vm_area_struct *vma);
-bool __ptshare_mergeable(struct vm_area_struct *vma,
-			 struct vm_area_struct *modified, unsigned long start,
-			 unsigned long end);
+void __ptshare_dup(struct vm_area_struct *vma, struct address_space *mapping);
 void __ptshare_split(struct vm_area_struct *vma, unsigned long addr);
+void __ptshare_merge(struct vm_area_struct *vma, struct vm_area_struct *adjust,
+		     struct vm_area_struct *remove,
+		     struct vm_area_struct *remove2, unsigned long start,
+		     unsigned long end, long adj_start);
 void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags);
-void __ptshare_unshare(struct vm_area_struct *vma);
+bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
+		    struct vm_area_struct *new_vma, unsigned long len);
 void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma);
 void __ptshare_unshare_mm(struct mm_struct *mm);
-void __ptshare_reshare(struct mm_struct *mm, unsigned long start,
-		       unsigned long end);
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
 					     pgoff_t first, pgoff_t last);
+struct vm_area_struct *ptshare_next_guest(struct vm_area_struct *guest,
+					  pgoff_t first, pgoff_t last);
 
 /* mm/shmem.c */
 vm_fault_t ptshare_falloc_wait(struct vm_fault *vmf);
@@ -138,15 +243,36 @@ struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma);
  * ptshare_mmap() - a file is mapped
  * @vma: The new VMA, its operations set.
  *
- * Makes it a guest if its file has MFD_SHARE_PGTABLES and a shared table can
- * express what is asked for.
+ * It shares what it can if its file has MFD_SHARE_PGTABLES.
  *
  * Context: mmap lock for writing.
+ * Return: 0 or -ENOMEM.
  */
-static inline void ptshare_mmap(struct vm_area_struct *vma)
+static inline int ptshare_mmap(struct vm_area_struct *vma)
 {
-	if (static_branch_unlikely(&ptshare_used))
-		__ptshare_mmap(vma);
+	return static_branch_unlikely(&ptshare_used) ? __ptshare_mmap(vma) : 0;
+}
+
+/**
+ * ptshare_dup_vma() - a VMA is a copy of another one
+ * @vma: The copy.
+ *
+ * Context: May sleep. mmap lock for writing.
+ * Return: 0 or -ENOMEM.
+ */
+static inline int ptshare_dup_vma(struct vm_area_struct *vma)
+{
+	return ptshare_vma(vma) ? __ptshare_dup_vma(vma) : 0;
+}
+
+/**
+ * ptshare_free_vma() - a VMA is about to be freed
+ * @vma: The VMA, in no tree.
+ */
+static inline void ptshare_free_vma(struct vm_area_struct *vma)
+{
+	if (ptshare_vma(vma))
+		__ptshare_free_vma(vma);
 }
 
 /**
@@ -172,77 +298,69 @@ ptshare_unmapped_area(struct file *file, unsigned long addr,
 }
 
 /**
- * ptshare_i_mmap() - the tree of its file in which a VMA is
+ * ptshare_i_mmap_insert() - a VMA comes into the trees of its file
  * @vma: The VMA.
  * @mapping: Its file's.
  *
- * Guests are not in the reverse mapping: the host stands for them.
+ * It is in the reverse mapping where it has page tables of its own, and in the
+ * tree of guests where it shares: there the host stands for it.
  *
- * Context: i_mmap_rwsem of @mapping.
- * Return: The root of an interval tree.
+ * Context: i_mmap_rwsem of @mapping for writing.
  */
-static inline struct rb_root_cached *
-ptshare_i_mmap(struct vm_area_struct *vma, struct address_space *mapping)
+static inline void ptshare_i_mmap_insert(struct vm_area_struct *vma,
+					 struct address_space *mapping)
 {
-	return ptshare_guest(vma) ? __ptshare_i_mmap(vma) : &mapping->i_mmap;
+	if (ptshare_vma(vma))
+		__ptshare_insert(vma, mapping);
+	else
+		vma_interval_tree_insert(vma, &mapping->i_mmap);
 }
 
 /**
- * ptshare_linked() - a VMA has come into a tree of its file
- * @vma: The VMA.
+ * ptshare_i_mmap_remove() - a VMA leaves the trees of its file
+ * @vma: The VMA. It has the range with which it came in.
+ * @mapping: Its file's.
  *
- * Context: i_mmap_rwsem for writing.
+ * Context: i_mmap_rwsem of @mapping for writing.
  */
-static inline void ptshare_linked(struct vm_area_struct *vma)
+static inline void ptshare_i_mmap_remove(struct vm_area_struct *vma,
+					 struct address_space *mapping)
 {
-	if (ptshare_guest(vma))
-		__ptshare_linked(vma);
+	if (ptshare_vma(vma))
+		__ptshare_remove(vma, mapping);
+	else
+		vma_interval_tree_remove(vma, &mapping->i_mmap);
 }
 
 /**
- * ptshare_unlinked() - a VMA has left the tree of its file for good
+ * ptshare_unlinked() - a VMA has left the trees of its file for good
  * @vma: The VMA. It links to no table any more.
  *
  * Context: i_mmap_rwsem for writing.
  */
 static inline void ptshare_unlinked(struct vm_area_struct *vma)
 {
-	if (ptshare_guest(vma))
+	if (ptshare_vma(vma))
 		__ptshare_unlinked(vma);
 }
 
 /**
  * ptshare_dup() - fork() copies a VMA
  * @vma: The child's VMA, in no tree yet.
+ * @mapping: Its file's.
  *
  * What kept the parent from sharing may not concern the child.
  *
  * Context: i_mmap_rwsem for writing, mmap lock of @vma for writing.
- * Return: True if it is a guest, and in its tree now.
+ * Return: True if it is in its trees now.
  */
-static inline bool ptshare_dup(struct vm_area_struct *vma)
+static inline bool ptshare_dup(struct vm_area_struct *vma,
+			       struct address_space *mapping)
 {
-	return static_branch_unlikely(&ptshare_used) && __ptshare_dup(vma);
-}
-
-/**
- * ptshare_mergeable() - whether a range may be merged into a VMA
- * @vma: The VMA that is to grow.
- * @modified: The VMA that has the range now, NULL if it is new.
- * @start: Begin of the range.
- * @end: End of the range.
- *
- * Guests merge with guests only, and only in whole tables.
- *
- * Context: mmap lock for writing.
- * Return: False if not.
- */
-static inline bool ptshare_mergeable(struct vm_area_struct *vma,
-				     struct vm_area_struct *modified,
-				     unsigned long start, unsigned long end)
-{
-	return !static_branch_unlikely(&ptshare_used) ||
-	       __ptshare_mergeable(vma, modified, start, end);
+	if (!ptshare_vma(vma))
+		return false;
+	__ptshare_dup(vma, mapping);
+	return true;
 }
 
 /**
@@ -250,7 +368,7 @@ static inline bool ptshare_mergeable(struct vm_area_struct *vma,
  * @vma: The VMA.
  * @addr: Where.
  *
- * It becomes an ordinary one if the pieces cannot share.
+ * The block that is cut becomes an ordinary one.
  *
  * Context: mmap lock for writing.
  */
@@ -261,11 +379,37 @@ static inline void ptshare_split(struct vm_area_struct *vma, unsigned long addr)
 }
 
 /**
+ * ptshare_merge() - VMAs are about to be merged, as commit_merge() is told
+ * @vma: The VMA that is going to have the range.
+ * @adjust: Its neighbour that shrinks, or grows if @adj_start is negative.
+ * @remove: The VMA that is merged into @vma.
+ * @remove2: The one behind that.
+ * @start: Begin of the range.
+ * @end: End of the range.
+ * @adj_start: How far the start of @adjust moves.
+ *
+ * Blocks that become whole lose the entries of their own, to be shared.
+ *
+ * Context: mmap lock, and lock of each VMA, for writing.
+ */
+static inline void ptshare_merge(struct vm_area_struct *vma,
+				 struct vm_area_struct *adjust,
+				 struct vm_area_struct *remove,
+				 struct vm_area_struct *remove2,
+				 unsigned long start, unsigned long end,
+				 long adj_start)
+{
+	if (ptshare_vma(vma))
+		__ptshare_merge(vma, adjust, remove, remove2, start, end,
+				adj_start);
+}
+
+/**
  * ptshare_modify() - a VMA is about to get other flags
  * @vma: The VMA, split and merged as needed.
  * @flags: The flags that the caller is going to give it.
  *
- * It becomes a guest or an ordinary one, whatever they say.
+ * It shares if a shared table can express them.
  *
  * Context: mmap lock for writing.
  * Return: @vma.
@@ -273,41 +417,28 @@ static inline void ptshare_split(struct vm_area_struct *vma, unsigned long addr)
 static inline struct vm_area_struct *
 ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 {
-	if (static_branch_unlikely(&ptshare_used))
+	if (ptshare_vma(vma))
 		__ptshare_modify(vma, flags);
 	return vma;
 }
 
 /**
- * ptshare_modify_whole() - a VMA is about to get other flags, before it is merged
- * @vma: The VMA.
- * @start: Begin of the range that gets them.
- * @end: End of the range.
- * @flags: The flags.
+ * ptshare_move() - mremap() is about to move page-table entries
+ * @vma: The VMA that has them.
+ * @addr: First address.
+ * @new_vma: The VMA that is going to have them.
+ * @len: Length of the range.
  *
- * As ptshare_modify(), if the range is the whole VMA, so that it can be merged with
- * neighbours of its kind.
- *
- * Context: mmap lock for writing.
- */
-static inline void ptshare_modify_whole(struct vm_area_struct *vma,
-					unsigned long start, unsigned long end,
-					unsigned long flags)
-{
-	if (start == vma->vm_start && end == vma->vm_end)
-		ptshare_modify(vma, flags);
-}
-
-/**
- * ptshare_unshare() - a VMA must be an ordinary one from now on
- * @vma: The VMA.
+ * Where one of them shares they are dropped instead.
  *
  * Context: mmap lock for writing.
+ * Return: True if none are left to be moved.
  */
-static inline void ptshare_unshare(struct vm_area_struct *vma)
+static inline bool ptshare_move(struct vm_area_struct *vma, unsigned long addr,
+				struct vm_area_struct *new_vma,
+				unsigned long len)
 {
-	if (ptshare_guest(vma))
-		__ptshare_unshare(vma);
+	return ptshare_vma(vma) && __ptshare_move(vma, addr, new_vma, len);
 }
 
 /**
@@ -318,7 +449,7 @@ static inline void ptshare_unshare(struct vm_area_struct *vma)
  */
 static inline void ptshare_unshare_soft_dirty(struct vm_area_struct *vma)
 {
-	if (ptshare_guest(vma))
+	if (ptshare_vma(vma))
 		__ptshare_unshare_soft_dirty(vma);
 }
 
@@ -338,32 +469,17 @@ static inline void ptshare_unshare_mm(struct mm_struct *mm)
 }
 
 /**
- * ptshare_reshare() - VMAs may have got a shape in which they can share
- * @mm: The address space.
- * @start: Begin of a range that was mapped or unmapped, or an error. The VMA that
- *	   has it, and the one that ends there.
- * @len: Length of the range. The VMA that begins behind it.
- *
- * Context: mmap lock for writing.
- */
-static inline void ptshare_reshare(struct mm_struct *mm, unsigned long start,
-				   unsigned long len)
-{
-	if (static_branch_unlikely(&ptshare_used) && !IS_ERR_VALUE(start))
-		__ptshare_reshare(mm, start, start + len);
-}
-
-/**
  * ptshare_change_protection() - a VMA's entries are to be changed
  * @vma: The VMA.
  * @start: First address.
  * @end: End.
  * @numa: For NUMA balancing, which has no business in shared tables.
  *
- * Links are cleared instead: the next access links to the right table.
+ * Its links are cleared: the next access links to the right table. What is left to
+ * be changed is its own.
  *
- * Context: mmap lock.
- * Return: True if this was all that is to be done.
+ * Context: mmap lock, for writing if not @numa.
+ * Return: True if there is nothing left to be done.
  */
 static inline bool ptshare_change_protection(struct vm_area_struct *vma,
 					     unsigned long start,
@@ -390,11 +506,12 @@ static inline bool ptshare_no_pmd(const struct vm_area_struct *vma)
  * ptshare_no_retract() - whether khugepaged must leave the tables of a VMA alone
  * @vma: The VMA.
  *
- * Return: True if so: others link to them.
+ * Return: True if so: others link to them, or it links to others'.
  */
 static inline bool ptshare_no_retract(const struct vm_area_struct *vma)
 {
-	return ptshare_host(vma) && __ptshare_no_retract();
+	return (ptshare_host(vma) || ptshare_guest(vma)) &&
+	       __ptshare_no_retract();
 }
 
 /**
@@ -446,14 +563,15 @@ static inline struct mm_struct *ptshare_charge_mm(struct vm_area_struct *vma)
  * ptshare_links() - how many share a page table
  * @vma: A VMA.
  * @pmd: An entry of its that points to a page table.
+ * @addr: An address in the range of the table.
  *
  * Context: The page table lock, or anything that keeps the table.
- * Return: The number of links to the table, 1 if the VMA does not share.
+ * Return: The number of links to the table, 1 if it is the VMA's own.
  */
 static inline unsigned int ptshare_links(const struct vm_area_struct *vma,
-					 pmd_t *pmd)
+					 pmd_t *pmd, unsigned long addr)
 {
-	return ptshare_guest(vma) ? __ptshare_links(pmd) : 1;
+	return ptshare_shares(vma, addr) ? __ptshare_links(pmd) : 1;
 }
 
 /**
@@ -469,7 +587,7 @@ static inline unsigned int ptshare_links(const struct vm_area_struct *vma,
 static inline bool ptshare_shared(struct vm_area_struct *vma,
 				  unsigned long addr)
 {
-	return ptshare_guest(vma) && __ptshare_shared(vma, addr);
+	return ptshare_shares(vma, addr) && __ptshare_shared(vma, addr);
 }
 
 /**
@@ -482,7 +600,7 @@ static inline bool ptshare_shared(struct vm_area_struct *vma,
 static inline bool ptshare_private(const struct vm_area_struct *vma,
 				   unsigned long addr)
 {
-	return ptshare_guest(vma) && __ptshare_private();
+	return ptshare_shares(vma, addr) && __ptshare_private();
 }
 
 /**
@@ -496,7 +614,7 @@ static inline bool ptshare_private(const struct vm_area_struct *vma,
 static inline pte_t ptshare_shown_pte(const struct vm_area_struct *vma,
 				      unsigned long addr, pte_t pte)
 {
-	return ptshare_guest(vma) ? __ptshare_shown_pte(pte) : pte;
+	return ptshare_shares(vma, addr) ? __ptshare_shown_pte(pte) : pte;
 }
 
 /**
@@ -545,7 +663,7 @@ static inline void ptshare_exit_mmap(struct mm_struct *mm)
  * @last: Last page offset.
  *
  * Context: i_mmap_rwsem.
- * Return: A guest, vma_interval_tree_iter_next() has the next. NULL if none.
+ * Return: A guest, ptshare_next_guest() has the next. NULL if none.
  */
 static inline struct vm_area_struct *
 ptshare_first_guest(struct address_space *mapping, pgoff_t first, pgoff_t last)
@@ -567,9 +685,26 @@ static inline bool ptshare_guest(const struct vm_area_struct *vma)
 	return false;
 }
 
+static inline bool ptshare_shares(const struct vm_area_struct *vma,
+				  unsigned long addr)
+{
+	return false;
+}
+
 static inline bool ptshare_host(const struct vm_area_struct *vma)
 {
 	return false;
+}
+
+static inline pgoff_t ptshare_own_first(const struct vm_area_struct *vma)
+{
+	return vma->vm_pgoff;
+}
+
+static inline pgoff_t ptshare_own_last(const struct vm_area_struct *vma)
+{
+	return vma->vm_pgoff +
+	       ((vma->vm_end - vma->vm_start) >> PAGE_SHIFT) - 1;
 }
 
 static inline const struct vm_operations_struct *
@@ -584,7 +719,18 @@ static inline int ptshare_create(struct file *file)
 }
 
 static inline void ptshare_evict(struct inode *inode) { }
-static inline void ptshare_mmap(struct vm_area_struct *vma) { }
+
+static inline int ptshare_mmap(struct vm_area_struct *vma)
+{
+	return 0;
+}
+
+static inline int ptshare_dup_vma(struct vm_area_struct *vma)
+{
+	return 0;
+}
+
+static inline void ptshare_free_vma(struct vm_area_struct *vma) { }
 
 static inline unsigned long
 ptshare_unmapped_area(struct file *file, unsigned long addr,
@@ -596,29 +742,34 @@ ptshare_unmapped_area(struct file *file, unsigned long addr,
 
 static inline void ptshare_show_fdinfo(struct seq_file *m, struct file *file) { }
 
-static inline struct rb_root_cached *
-ptshare_i_mmap(struct vm_area_struct *vma, struct address_space *mapping)
+static inline void ptshare_i_mmap_insert(struct vm_area_struct *vma,
+					 struct address_space *mapping)
 {
-	return &mapping->i_mmap;
+	vma_interval_tree_insert(vma, &mapping->i_mmap);
 }
 
-static inline void ptshare_linked(struct vm_area_struct *vma) { }
+static inline void ptshare_i_mmap_remove(struct vm_area_struct *vma,
+					 struct address_space *mapping)
+{
+	vma_interval_tree_remove(vma, &mapping->i_mmap);
+}
+
 static inline void ptshare_unlinked(struct vm_area_struct *vma) { }
 
-static inline bool ptshare_dup(struct vm_area_struct *vma)
+static inline bool ptshare_dup(struct vm_area_struct *vma,
+			       struct address_space *mapping)
 {
 	return false;
 }
 
-static inline bool ptshare_mergeable(struct vm_area_struct *vma,
-				     struct vm_area_struct *modified,
-				     unsigned long start, unsigned long end)
-{
-	return true;
-}
-
 static inline void ptshare_split(struct vm_area_struct *vma,
 				 unsigned long addr) { }
+static inline void ptshare_merge(struct vm_area_struct *vma,
+				 struct vm_area_struct *adjust,
+				 struct vm_area_struct *remove,
+				 struct vm_area_struct *remove2,
+				 unsigned long start, unsigned long end,
+				 long adj_start) { }
 
 static inline struct vm_area_struct *
 ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
@@ -626,14 +777,15 @@ ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 	return vma;
 }
 
-static inline void ptshare_modify_whole(struct vm_area_struct *vma,
-					unsigned long start, unsigned long end,
-					unsigned long flags) { }
-static inline void ptshare_unshare(struct vm_area_struct *vma) { }
+static inline bool ptshare_move(struct vm_area_struct *vma, unsigned long addr,
+				struct vm_area_struct *new_vma,
+				unsigned long len)
+{
+	return false;
+}
+
 static inline void ptshare_unshare_soft_dirty(struct vm_area_struct *vma) { }
 static inline void ptshare_unshare_mm(struct mm_struct *mm) { }
-static inline void ptshare_reshare(struct mm_struct *mm, unsigned long start,
-				   unsigned long len) { }
 
 static inline vm_fault_t ptshare_fault(struct vm_area_struct *vma,
 				       unsigned long address,
@@ -684,7 +836,7 @@ static inline struct mm_struct *ptshare_charge_mm(struct vm_area_struct *vma)
 }
 
 static inline unsigned int ptshare_links(const struct vm_area_struct *vma,
-					 pmd_t *pmd)
+					 pmd_t *pmd, unsigned long addr)
 {
 	return 1;
 }
@@ -718,6 +870,12 @@ static inline void ptshare_exit_mmap(struct mm_struct *mm) { }
 
 static inline struct vm_area_struct *
 ptshare_first_guest(struct address_space *mapping, pgoff_t first, pgoff_t last)
+{
+	return NULL;
+}
+
+static inline struct vm_area_struct *
+ptshare_next_guest(struct vm_area_struct *guest, pgoff_t first, pgoff_t last)
 {
 	return NULL;
 }
