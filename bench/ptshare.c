@@ -304,10 +304,12 @@ struct joined {
 	double us;
 };
 
-static void join_file(int fd, struct joined *j)
+static void join_file(int fd, struct joined *j, int prot)
 {
-	char *map = map_shared(fd, SIZE);
+	char *map = mmap(NULL, SIZE, prot, MAP_SHARED, fd, 0);
 
+	if (map == MAP_FAILED)
+		err(1, "mmap");
 	j->faults = faults();
 	begin();
 	read_pages(map, SIZE);
@@ -316,11 +318,12 @@ static void join_file(int fd, struct joined *j)
 	_exit(0);
 }
 
-static void joining_reader(void)
+/* It has the rights of those who were there before, or fewer */
+static void joining(const char *who, int prot)
 {
 	struct joined *j = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED |
 				MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	struct row *nr = row("faults", "joining process reads 64 MiB");
+	struct row *nr = row("faults", "%s reads 64 MiB", who);
 	struct row *us = row("us", "  the same");
 
 	for (int i = 0; i < ROUNDS * SIDES; i++) {
@@ -329,10 +332,10 @@ static void joining_reader(void)
 		char *map = map_shared(fd, SIZE);
 		pid_t pid;
 
-		read_pages(map, SIZE);
+		write_pages(map, SIZE, PAGE);
 		pid = fork();
 		if (!pid)
-			join_file(fd, j);
+			join_file(fd, j, prot);
 		waitpid(pid, NULL, 0);
 		add(&nr->value[side], j->faults);
 		add(&us->value[side], j->us);
@@ -515,6 +518,57 @@ static void map_unmap_all(struct row *map_row, struct row *unmap_row)
 	}
 }
 
+/* One page becomes read-only, and back, with an access after each */
+static void page_rights(size_t size)
+{
+	struct row *r = row("us", "mprotect 1 page and back, of %lu MiB",
+			    size / MIB);
+
+	for (int i = 0; i < ROUNDS * SIDES; i++) {
+		enum side side = i % SIDES;
+		int fd = memfd(share[side], size);
+		char *map = map_shared(fd, size);
+		char *page = map + size / 2 + 100 * PAGE;
+
+		write_pages(map, size, TABLE);
+		begin();
+		for (int n = 0; n < REPEAT; n++) {
+			mprotect(page, PAGE, PROT_READ);
+			(void)*(volatile char *)page;
+			mprotect(page, PAGE, PROT_READ | PROT_WRITE);
+			*(volatile char *)page = n;
+		}
+		end_us(&r->value[side], REPEAT);
+		munmap(map, size);
+		close(fd);
+	}
+}
+
+/* A page goes that one process has mapped so often */
+static void many_mappings(unsigned int nr)
+{
+	struct row *r = row("us", "punch of a page that is mapped %u times", nr);
+	char **maps = calloc(nr, sizeof(*maps));
+
+	for (int i = 0; i < ROUNDS * SIDES; i++) {
+		enum side side = i % SIDES;
+		int fd = memfd(share[side], TABLE);
+
+		for (unsigned int n = 0; n < nr; n++)
+			maps[n] = map_shared(fd, TABLE);
+		write_pages(maps[0], TABLE, PAGE);
+		begin();
+		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      i * PAGE, PAGE))
+			err(1, "fallocate");
+		end_us(&r->value[side], 1);
+		for (unsigned int n = 0; n < nr; n++)
+			munmap(maps[n], TABLE);
+		close(fd);
+	}
+	free(maps);
+}
+
 static void ordinary_work(void)
 {
 	struct row *map, *unmap;
@@ -527,6 +581,10 @@ static void ordinary_work(void)
 	map = row("us", "  mmap and read all 64 MiB");
 	unmap = row("us", "  munmap of all that");
 	map_unmap_all(map, unmap);
+	page_rights(SIZE);
+	page_rights(1024 * MIB);
+	many_mappings(1);
+	many_mappings(30000);
 }
 
 /* One table is walked, whoever is linked to it: within a tenth the same */
@@ -550,7 +608,8 @@ int main(int argc, char **argv)
 	ok = all_growth();
 
 	say("Median (lowest to highest). Processes are asleep while memfd_protect() works.\n\n");
-	joining_reader();
+	joining("joining process", PROT_READ | PROT_WRITE);
+	joining("joining read-only process", PROT_READ);
 	one = protect_walk(1);
 	protect_walk(16);
 	protect_walk(64);
