@@ -458,10 +458,14 @@ void ptshare_class_left(struct vm_area_struct *vma, unsigned long start,
 {
 	struct ptshare *ps = ptshare_of(vma);
 	unsigned int class = ALL_CLASSES & ~BIT(ptshare_class_of(vma->vm_flags));
-	pgoff_t first = ptshare_offset(vma, start) >> PAGE_SHIFT;
-	pgoff_t last = (ptshare_offset(vma, end) >> PAGE_SHIFT) - 1;
+	pgoff_t first = ALIGN(ptshare_offset(vma, start), PMD_SIZE) >> PAGE_SHIFT;
+	pgoff_t behind = ALIGN_DOWN(ptshare_offset(vma, end), PMD_SIZE) >> PAGE_SHIFT;
+	pgoff_t last = behind - 1;
 	bool unused;
 
+	/* No table as a whole. */
+	if (first >= behind)
+		return;
 	i_mmap_lock_read(ps->mapping);
 	unused = has_unused(ps, class, first, last);
 	i_mmap_unlock_read(ps->mapping);
