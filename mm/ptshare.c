@@ -373,16 +373,20 @@ struct vm_area_struct *ptshare_next_guest(struct vm_area_struct *guest,
  * Changes
  */
 
-/* Frees what is left of its own tables in blocks that a VMA shares from now on. */
-static void free_own_tables(struct vm_area_struct *vma)
+/*
+ * Frees what is left of a VMA's own tables in blocks that it shares from now on.
+ * i_mmap_rwsem is held for writing, and keeps away those who walk them because the
+ * VMA is cut at both ends, and so is in the reverse mapping with all between.
+ */
+static void free_own_tables(struct mm_struct *mm, unsigned long start,
+			    unsigned long end)
 {
-	struct ptshare_vma *pv = ptshare_vma(vma);
 	struct mmu_gather tlb;
 
-	if (pv->start == pv->end)
+	if (start == end)
 		return;
-	tlb_gather_mmu(&tlb, vma->vm_mm);
-	free_pgd_range(&tlb, pv->start, pv->end, pv->start, pv->end);
+	tlb_gather_mmu(&tlb, mm);
+	free_pgd_range(&tlb, start, end, start, end);
 	tlb_finish_mmu(&tlb);
 }
 
@@ -410,14 +414,13 @@ static void set_shares(struct vm_area_struct *vma, bool shares)
 	}
 	i_mmap_lock_write(mapping);
 	__ptshare_remove(vma, mapping);
+	if (shares)
+		free_own_tables(vma->vm_mm, start, end);
 	pv->shares = shares;
 	__ptshare_insert(vma, mapping);
 	if (!shares)
 		put_blocks(vma);
 	i_mmap_unlock_write(mapping);
-	/* Nobody looks at them any more: they are not in the reverse mapping. */
-	if (shares)
-		free_own_tables(vma);
 	if (start != end)
 		count_vm_event(shares ? PTSHARE_SHARE : PTSHARE_UNSHARE);
 }
@@ -429,8 +432,12 @@ static void set_shares(struct vm_area_struct *vma, bool shares)
 void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 {
 	struct ptshare_vma *pv = ptshare_vma(vma);
-	bool may = !pv->never && ptshare_may_share(vma->vm_mm, flags);
+	bool may;
 
+	/* It was merged with one that is tracked. */
+	if (soft_dirty_tracked(flags) && ptshare_rule(SOFT_DIRTY))
+		pv->never = true;
+	may = !pv->never && ptshare_may_share(vma->vm_mm, flags);
 	if (may == pv->shares || (!may && !ptshare_rule(MODIFY)))
 		return;
 	set_shares(vma, may);

@@ -509,9 +509,13 @@ void __ptshare_exit_mmap(struct mm_struct *mm)
 
 	if (!ptshare_rule(RELEASE))
 		return;
-	for_each_vma(vmi, vma)
+	for_each_vma(vmi, vma) {
+		/* fork() failed here: what follows are VMAs of the parent. */
+		if (xa_is_zero(vma))
+			break;
 		if (ptshare_guest(vma))
 			release_exiting(vma);
+	}
 }
 
 /*

@@ -95,7 +95,7 @@ static bool link_table(struct mm_struct *mm, unsigned long addr, pmd_t *pmd,
 	if (pmd_none(table) || same_table(pmdp_get_lockless(pmd), table))
 		return false;
 	ptl = pmd_lock(mm, pmd);
-	if (!same_table(*pmd, table)) {
+	if (!same_table(*pmd, table) && !WARN_ON_ONCE(pmd_leaf(*pmd))) {
 		if (!pmd_none(*pmd))
 			drop_table(mm, pmd, addr);
 		atomic_inc(ptshare_links_of(pmd_pgtable(table)));
@@ -392,8 +392,9 @@ static bool table_empty(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 	spinlock_t *ptl; /* of the table */
 	pte_t *pte, *start = pte_offset_map_lock(mm, pmd, addr, &ptl);
 
+	/* What is no table is a huge entry, unless it has just gone. */
 	if (!start)
-		return true;
+		return pmd_none(pmdp_get_lockless(pmd));
 	for (pte = start; addr < end && pte_none(ptep_get(pte)); pte++)
 		addr += PAGE_SIZE;
 	pte_unmap_unlock(start, ptl);
