@@ -128,7 +128,8 @@ void ptshare_blocks(const struct vm_area_struct *vma, unsigned long *start,
 	pgoff_t limit = PTSHARE_SPAN >> PAGE_SHIFT;
 	unsigned long first, last;
 
-	*start = *end = 0;
+	*start = 0;
+	*end = 0;
 	if (vma->vm_pgoff >= limit || !is_congruent(vma))
 		return;
 	limit = (limit - vma->vm_pgoff) << PAGE_SHIFT;

@@ -303,7 +303,6 @@ TEST_F(block, random_changes)
 
 /* A change, and the same undone, for ranges of all kinds */
 
-
 static const struct { enum change change, undo; } undone[] = {
 	{ UNMAP, MAP }, { READ_ONLY, READ_WRITE }, { NO_ACCESS, READ_WRITE },
 	{ ADVISE_RANDOM, ADVISE_NORMAL }, { LOCK, UNLOCK }, { MAP_RO, MAP },
