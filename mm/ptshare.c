@@ -292,7 +292,8 @@ void __ptshare_insert(struct vm_area_struct *vma, struct address_space *mapping)
 
 	i_mmap_assert_write_locked(mapping);
 	pv->mm = vma->vm_mm;
-	pv->start = pv->end = 0;
+	pv->start = 0;
+	pv->end = 0;
 	if (pv->shares)
 		ptshare_blocks(vma, &pv->start, &pv->end);
 	if (pv->start != pv->end) {
