@@ -499,30 +499,54 @@ static bool hand_over(struct vm_area_struct *from, struct vm_area_struct *to,
 }
 
 /*
- * A VMA begins or ends at an address that is going to be in the middle of one with
- * the range from @to_start to @to_end. If its block is going to be shared then it must
- * be empty. A table that is left is replaced by the next fault.
+ * VMAs that are merged met in a block. If it is going to be shared then it must be
+ * empty. A table that is left is replaced by the next fault.
  */
-static bool join_block(struct vm_area_struct **vmas, unsigned long addr,
-		       unsigned long to_start, unsigned long to_end)
+static bool join_block(struct vm_area_struct **vmas, unsigned long block)
 {
-	unsigned long first = ALIGN_DOWN(addr, PMD_SIZE);
+	unsigned long end = block + PMD_SIZE;
 	bool empty = true;
 
-	if (addr == first || first < to_start || first + PMD_SIZE > to_end)
-		return true;
 	for (int i = 0; i < MERGED; i++) {
-		unsigned long start, end;
+		unsigned long first, last;
 
 		if (!vmas[i])
 			continue;
-		start = max(first, vmas[i]->vm_start);
-		end = min(first + PMD_SIZE, vmas[i]->vm_end);
-		if (start < end)
-			empty &= ptshare_drop_entries(vmas[i], start, end);
+		first = max(block, vmas[i]->vm_start);
+		last = min(end, vmas[i]->vm_end);
+		if (first < last)
+			empty &= ptshare_drop_entries(vmas[i], first, last);
 	}
 	if (empty)
 		count_vm_event(PTSHARE_SHARE);
+	return empty;
+}
+
+/*
+ * VMAs become one with the range from @start to @end. At most three do, so where they
+ * met, or one of them met a hole, are two blocks at most.
+ */
+static bool join_blocks(struct vm_area_struct **vmas, unsigned long start,
+			unsigned long end)
+{
+	unsigned long joined[2] = { ULONG_MAX, ULONG_MAX };
+	unsigned int nr = 0;
+	bool empty = true;
+
+	for (int i = 0; i < 2 * MERGED; i++) {
+		struct vm_area_struct *vma = vmas[i / 2];
+		unsigned long addr, block;
+
+		if (!vma)
+			continue;
+		addr = i % 2 ? vma->vm_end : vma->vm_start;
+		block = ALIGN_DOWN(addr, PMD_SIZE);
+		if (addr == block || block < start || block + PMD_SIZE > end ||
+		    block == joined[0] || block == joined[1])
+			continue;
+		empty &= join_block(vmas, block);
+		joined[nr++ % 2] = block;
+	}
 	return empty;
 }
 
@@ -552,12 +576,7 @@ void __ptshare_merge(struct vm_area_struct *vma, struct vm_area_struct *adjust,
 				   remove2->vm_end);
 	if (!ptshare_vma(to)->shares || !is_congruent(to))
 		return;
-	for (int i = 0; i < MERGED; i++) {
-		if (!vmas[i])
-			continue;
-		empty &= join_block(vmas, vmas[i]->vm_start, start, end);
-		empty &= join_block(vmas, vmas[i]->vm_end, start, end);
-	}
+	empty &= join_blocks(vmas, start, end);
 	if (empty)
 		return;
 	/* Something is left that no table of the file can have. */
