@@ -440,6 +440,193 @@ TEST_F(block, forked)
 	compare(_metadata, self);
 }
 
+/* What came in between, or went wrong */
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE	25
+#endif
+
+static const struct { enum change change, undo; } pinned[] = {
+	{ LOCK, UNLOCK }, { HUGE, NO_HUGE },
+};
+
+/* A huge entry that an ordinary mapping has got must go before it shares again */
+TEST_F(block, huge_entry_in_between)
+{
+	size_t at = 2 * TABLE_SIZE, len = TABLE_SIZE;
+	long long huge_kb;
+
+	for (size_t i = 0; i < sizeof(pinned) / sizeof(*pinned); i++) {
+		char *map = AT(SHARED) + at;
+
+		ASSERT_EQ(0, change(pinned[i].change, self->fd[SHARED], map, at,
+				    len));
+		EXPECT_EQ(0, wrong_pages(map, at / page_size(),
+					 len / page_size(), SEED));
+		if (madvise(map, len, MADV_COLLAPSE))
+			SKIP(return, "no huge pages");
+		EXPECT_EQ(0, wrong_pages(map, at / page_size(),
+					 len / page_size(), SEED));
+		huge_kb = smaps_sum(getpid(), map, len, "ShmemPmdMapped", NULL);
+		ASSERT_EQ((long long)TABLE_KB, huge_kb);
+		ASSERT_EQ(0, change(pinned[i].undo, self->fd[SHARED], map, at,
+				    len));
+		fill_pages(AT(SHARED), 0, FILE_PAGES, SEED + 1 + i);
+		self->peer.arg->seed = SEED + 1 + i;
+		EXPECT_EQ(0, peer_call(&self->peer, peer_check));
+		EXPECT_EQ((long long)(FILE_SIZE >> 10),
+			  shared_kb(AT(SHARED), FILE_SIZE));
+		/* What is cut off is gone, through that mapping too */
+		ASSERT_EQ(0, ftruncate(self->fd[SHARED], at));
+		ASSERT_EQ(0, ftruncate(self->fd[SHARED], FILE_SIZE));
+		EXPECT_EQ(0, load64(map));
+		self->peer.arg->seed = SEED;
+		EXPECT_EQ(0, peer_call(&self->peer, peer_fill));
+		EXPECT_EQ(0, wrong_pages(AT(SHARED), 0, FILE_PAGES, SEED));
+	}
+}
+
+/*
+ * fork() fails at a mapping behind one that shares, and before another. The child
+ * that is thrown away has a part of its parent's mappings.
+ */
+TEST_F(block, fork_that_fails)
+{
+	size_t huge = 1UL << 40, half = FILE_SIZE / 2;
+	char *area = reserve(2 * FILE_SIZE + huge);
+	pid_t pid;
+
+	ASSERT_NE(MAP_FAILED, area);
+	ASSERT_NE(MAP_FAILED, map_at(area, self->fd[SHARED], 0, FILE_SIZE,
+				     PROT_RW));
+	ASSERT_NE(MAP_FAILED, map_at(area + FILE_SIZE + huge, self->fd[SHARED],
+				     half, half, PROT_READ));
+	EXPECT_EQ(0, wrong_pages(area, 0, FILE_PAGES, SEED));
+	EXPECT_EQ(0, wrong_pages(area + FILE_SIZE + huge, FILE_PAGES / 2,
+				 FILE_PAGES / 2, SEED));
+	/* More than there is, which fork() counts anew */
+	ASSERT_TRUE(write_file("/proc/sys/vm/overcommit_memory", "1"));
+	ASSERT_NE(MAP_FAILED, mmap(area + FILE_SIZE, huge, PROT_RW, MAP_PRIVATE |
+				   MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+	ASSERT_TRUE(write_file("/proc/sys/vm/overcommit_memory", "0"));
+	for (int i = 0; i < 20; i++) {
+		pid = fork();
+		if (!pid)
+			_exit(0);
+		ASSERT_EQ(-1, pid);
+		ASSERT_EQ(ENOMEM, errno);
+	}
+	fill_pages(area, 0, FILE_PAGES, SEED + 1);
+	EXPECT_EQ(0, wrong_pages(area + FILE_SIZE + huge, FILE_PAGES / 2,
+				 FILE_PAGES / 2, SEED + 1));
+	munmap(area, 2 * FILE_SIZE + huge);
+	self->peer.arg->seed = SEED + 1;
+	EXPECT_EQ(0, peer_call(&self->peer, peer_check));
+}
+
+/* Looks for pages to drop, again and again, until it is told to stop */
+static long peer_drop(void *data)
+{
+	struct peer_arg *arg = data;
+	long nr = 0;
+
+	for (; !arg->stop; nr++)
+		if (fallocate(arg->fd, FALLOC_FL_PUNCH_HOLE |
+			      FALLOC_FL_KEEP_SIZE, arg->offset, arg->len))
+			return -errno;
+	return nr;
+}
+
+#define WALKED		(4UL << 30)	/* all that some PMD tables map */
+
+/*
+ * A mapping that is cut at both ends is in the reverse mapping with all that is
+ * between. Its own tables there go while others look for entries of the file.
+ */
+TEST(own_tables_under_a_walker)
+{
+	uint64_t end = now_ns() + 4000000000ULL;
+	size_t len = WALKED - 2 * page_size();
+	struct peer peer = { 0 };
+	unsigned int turns = 0;
+	char *map;
+	long drops;
+	int fd;
+
+	if (!have_ptshare())
+		SKIP(return, "no shared page tables");
+	fd = share_file(WALKED / TABLE_SIZE, 0);
+	ASSERT_LE(0, fd);
+	map = reserve(WALKED);
+	ASSERT_NE(MAP_FAILED, map);
+	munmap(map, WALKED);
+	map = map_at(map + page_size(), fd, page_size(), len, PROT_RW);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_TRUE(peer_start(&peer, fd));
+	/* Faults must not wait for it, but the PMD table is the same */
+	peer.arg->offset = WALKED / 2 + 2 * TABLE_SIZE;
+	peer.arg->len = WALKED / 4;
+	ASSERT_TRUE(peer_tell(&peer, peer_drop));
+	while (now_ns() < end) {
+		ASSERT_EQ(0, mlock2(map, len, MLOCK_ONFAULT));
+		load64(map + WALKED / 2);
+		ASSERT_EQ(0, munlock(map, len));
+		turns++;
+	}
+	peer.arg->stop = 1;
+	drops = peer_answer(&peer);
+	EXPECT_LT(0, drops);
+	TH_LOG("%u turns, %ld drops", turns, drops);
+	store64(map + WALKED / 2, 1);
+	EXPECT_LT(0, shared_kb(map, len));
+	peer_kill(&peer);
+	munmap(map, len);
+	close(fd);
+	EXPECT_TRUE(tables_become(0));
+}
+
+static long peer_faults_of_fill(void *data)
+{
+	struct rusage before, after;
+
+	getrusage(RUSAGE_SELF, &before);
+	peer_fill(data);
+	getrusage(RUSAGE_SELF, &after);
+	return after.ru_minflt + after.ru_majflt - before.ru_minflt -
+	       before.ru_majflt;
+}
+
+/* Who is merged with a mapping whose soft-dirty bits are tracked is tracked too */
+TEST_F(block, merged_with_tracked)
+{
+	size_t half = FILE_SIZE / 2;
+	char *map = AT(SHARED), *other = map + half;
+	unsigned int mappings;
+
+	if (!write_file("/proc/self/clear_refs", "4"))
+		SKIP(return, "no soft-dirty bits");
+	if (soft_dirty(map))
+		SKIP(return, "no soft-dirty bits");
+	ASSERT_NE(MAP_FAILED, map_at(other, self->fd[SHARED], half, half,
+				     PROT_READ));
+	EXPECT_EQ(0, wrong_pages(other, FILE_PAGES / 2, FILE_PAGES / 2, SEED));
+	ASSERT_EQ((long long)(half >> 10), shared_kb(other, half));
+	ASSERT_EQ(0, mprotect(map, half, PROT_READ));
+	ASSERT_EQ(0, mprotect(map, FILE_SIZE, PROT_RW));
+	smaps_sum(getpid(), map, FILE_SIZE, "Ptshare", &mappings);
+	ASSERT_EQ(1, mappings);
+	fill_pages(map, 0, FILE_PAGES, SEED);
+	EXPECT_EQ(0, peer_call(&self->peer, peer_fill));
+	ASSERT_TRUE(write_file("/proc/self/clear_refs", "4"));
+	/* Entries of the peer are none of its business */
+	EXPECT_GT(10, peer_call(&self->peer, peer_faults_of_fill));
+	EXPECT_EQ(0, shared_kb(map, FILE_SIZE));
+	EXPECT_FALSE(soft_dirty(other + page_size()));
+	store64(other + page_size(), page_mark(SEED, FILE_PAGES / 2 + 1));
+	EXPECT_TRUE(soft_dirty(other + page_size()));
+	EXPECT_FALSE(soft_dirty(other));
+}
+
 /* What it costs */
 
 static long long faults(void)

@@ -294,6 +294,35 @@ static inline long long shared_kb(const void *addr, size_t len)
 	return shared_kb_of(getpid(), addr, len);
 }
 
+/* What /proc/PID/pagemap says of a page */
+#define PM_PRESENT	0x8000000000000000ULL
+#define PM_SWAP		0x4000000000000000ULL
+#define PM_FILE		0x2000000000000000ULL
+#define PM_EXCLUSIVE	0x0100000000000000ULL
+#define PM_SOFT_DIRTY	0x0080000000000000ULL
+
+static inline bool read_pagemap(const char *map, size_t nr, uint64_t *entries)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	ssize_t ret;
+
+	ret = pread(fd, entries, nr * 8, (uintptr_t)map / page_size() * 8);
+	close(fd);
+	return ret == (ssize_t)(nr * 8);
+}
+
+static inline bool page_has(const char *addr, uint64_t bits)
+{
+	uint64_t entry;
+
+	return read_pagemap(addr, 1, &entry) && (entry & bits) == bits;
+}
+
+static inline bool soft_dirty(const char *addr)
+{
+	return page_has(addr, PM_SOFT_DIRTY);
+}
+
 /* An access that may fail: 0, the signal, or -1 for a wrong si_addr */
 
 struct access {

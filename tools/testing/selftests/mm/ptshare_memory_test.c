@@ -28,10 +28,6 @@
 #define MPOL_MF_MOVE	2
 #endif
 
-#define PM_SOFT_DIRTY	(1ULL << 55)
-#define PM_EXCLUSIVE	(1ULL << 56)
-#define PM_PRESENT	(1ULL << 63)
-
 static bool debug_rule(const char *name, bool off)
 {
 	char path[96];
@@ -294,16 +290,12 @@ static size_t pages_with(const char *map, size_t len, uint64_t bits)
 {
 	size_t nr = len / page_size(), found = 0;
 	uint64_t *entry = calloc(nr, sizeof(*entry));
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 
-	if (pread(fd, entry, nr * sizeof(*entry),
-		  (uintptr_t)map / page_size() * sizeof(*entry)) !=
-	    (ssize_t)(nr * sizeof(*entry)))
+	if (!read_pagemap(map, nr, entry))
 		found = ~0UL;
 	for (size_t i = 0; found != ~0UL && i < nr; i++)
 		found += (entry[i] & bits) == bits;
 	free(entry);
-	close(fd);
 	return found;
 }
 

@@ -794,20 +794,6 @@ static void scenario_modify(struct scene *s)
 
 /* soft_dirty: soft-dirty tracking ends sharing */
 
-static uint64_t pagemap_of(const char *addr)
-{
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	uint64_t entry = 0;
-
-	pread(fd, &entry, sizeof(entry),
-	      (uintptr_t)addr / page_size() * sizeof(entry));
-	close(fd);
-	return entry;
-}
-
-#define PAGEMAP_SOFT_DIRTY(addr)	(pagemap_of(addr) >> 55 & 1)
-#define PAGEMAP_PRESENT(addr)		(pagemap_of(addr) >> 63 & 1)
-
 static long peer_store(void *data)
 {
 	struct peer_arg *arg = data;
@@ -834,19 +820,19 @@ static void scenario_soft_dirty(struct scene *s)
 			return;
 		}
 		load64(page);
-		if (PAGEMAP_SOFT_DIRTY(page))
+		if (soft_dirty(page))
 			scene_note(s, "dirty when only read");
-		s->violations += PAGEMAP_SOFT_DIRTY(page);
+		s->violations += soft_dirty(page);
 		peer.arg->value = page - map;
 		peer_call(&peer, peer_store);
 		s->tries++;
-		if (PAGEMAP_SOFT_DIRTY(page))
+		if (soft_dirty(page))
 			scene_note(s, "dirty by the store of another");
-		s->violations += PAGEMAP_SOFT_DIRTY(page);
+		s->violations += soft_dirty(page);
 		store64(page, 78);
-		if (!PAGEMAP_SOFT_DIRTY(page))
+		if (!soft_dirty(page))
 			scene_note(s, "not dirty by an own store");
-		s->violations += !PAGEMAP_SOFT_DIRTY(page);
+		s->violations += !soft_dirty(page);
 	}
 }
 
@@ -1056,7 +1042,7 @@ static void scenario_mapcount(struct scene *s)
 	}
 	for (size_t i = 0; i < s->len; i += page_size()) {
 		s->tries++;
-		s->violations += !PAGEMAP_PRESENT(map + i);
+		s->violations += !page_has(map + i, PM_PRESENT);
 	}
 	scene_note(s, "%u of %u pages are gone", s->violations, s->tries);
 }

@@ -2987,22 +2987,6 @@ TEST(proc_status)
 	EXPECT_TRUE(tables_become(0));
 }
 
-#define PM_PRESENT	0x8000000000000000ULL
-#define PM_SWAP		0x4000000000000000ULL
-#define PM_FILE		0x2000000000000000ULL
-#define PM_EXCLUSIVE	0x0100000000000000ULL
-#define PM_SOFT_DIRTY	0x0080000000000000ULL
-
-static bool read_pagemap(const char *map, size_t nr, uint64_t *entries)
-{
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	ssize_t ret;
-
-	ret = pread(fd, entries, nr * 8, (uintptr_t)map / 4096 * 8);
-	close(fd);
-	return ret == (ssize_t)(nr * 8);
-}
-
 static size_t pages_with(const uint64_t *entries, size_t nr, uint64_t bits)
 {
 	size_t found = 0;
