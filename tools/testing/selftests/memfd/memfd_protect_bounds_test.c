@@ -25,6 +25,9 @@
 #define OLD_BYTE	0x11
 #define NEW_BYTE	0x22
 
+/* EXIT_WAIT in mm/memfd_waiters.c */
+#define EXIT_WAIT_MS	10000
+
 FIXTURE(file) {
 	int fd;
 	int nfd;
@@ -836,25 +839,6 @@ TEST_F(file, unprotect_in_a_waiting_write)
 
 /* Part 7: exit */
 
-static long die_with_mutex(void *arg)
-{
-	pthread_mutex_lock(arg);
-	/* The page is protected meanwhile */
-	sleep_ms(300);
-	syscall(SYS_exit_group, 0);
-	return 0;
-}
-
-static void make_robust(pthread_mutex_t *mutex)
-{
-	pthread_mutexattr_t attr;
-
-	pthread_mutexattr_init(&attr);
-	pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
-	pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
-	pthread_mutex_init(mutex, &attr);
-}
-
 static int lock_in(pthread_mutex_t *mutex, unsigned int ms)
 {
 	struct timespec ts;
@@ -871,10 +855,7 @@ TEST_F(file, robust_mutex)
 	struct memfd_event ev;
 	struct writer w;
 
-	make_robust(mutex);
-	ASSERT_TRUE(writer_start(&w, self->nfd, die_with_mutex, mutex));
-	sleep_ms(100);
-	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
+	ASSERT_TRUE(owner_ends(&w, self->fd, self->nfd, 5, mutex));
 	EXPECT_TRUE(writer_reap(&w, LONG_MS));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
 	EXPECT_EQ(MEMFD_EVENT_F_KERNEL, ev.flags);
@@ -895,10 +876,7 @@ TEST_F(file, robust_mutex_kernel)
 	close(self->nfd);
 	self->nfd = sys_memfd_notify(self->fd, MEMFD_NOTIFY_KERNEL);
 	ASSERT_LE(0, self->nfd);
-	make_robust(mutex);
-	ASSERT_TRUE(writer_start(&w, self->nfd, die_with_mutex, mutex));
-	sleep_ms(100);
-	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
+	ASSERT_TRUE(owner_ends(&w, self->fd, self->nfd, 5, mutex));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
 	EXPECT_EQ(MEMFD_EVENT_F_KERNEL | MEMFD_EVENT_F_WAITING, ev.flags);
 	EXPECT_NE(0, ev.cookie);
@@ -911,9 +889,7 @@ TEST_F(file, robust_mutex_kernel)
 	/* Killed with the mutex: goes through */
 	pthread_mutex_consistent(mutex);
 	pthread_mutex_unlock(mutex);
-	ASSERT_TRUE(writer_start(&w, self->nfd, die_with_mutex, mutex));
-	sleep_ms(100);
-	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
+	ASSERT_TRUE(owner_ends(&w, self->fd, self->nfd, 5, mutex));
 	kill(w.pid, SIGKILL);
 	EXPECT_TRUE(writer_reap(&w, LONG_MS));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
@@ -923,24 +899,34 @@ TEST_F(file, robust_mutex_kernel)
 	writer_free(&w);
 }
 
-/* Who waits while he exits can be killed */
-TEST_F(file, exiting_can_be_killed)
+/*
+ * Who waits while it exits cannot be killed: SIGKILL is dropped. Its wait ends by
+ * itself instead, and what it had to write goes through.
+ */
+TEST_F(file, exit_wait_has_a_limit)
 {
 	pthread_mutex_t *mutex = (void *)(self->map + 5 * self->page);
 	struct memfd_event ev;
 	struct writer w;
+	uint64_t ms;
 
 	close(self->nfd);
 	self->nfd = sys_memfd_notify(self->fd, MEMFD_NOTIFY_KERNEL);
 	ASSERT_LE(0, self->nfd);
-	make_robust(mutex);
-	ASSERT_TRUE(writer_start(&w, self->nfd, die_with_mutex, mutex));
-	sleep_ms(100);
-	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
+	ASSERT_TRUE(owner_ends(&w, self->fd, self->nfd, 5, mutex));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
+	EXPECT_NE(0, ev.cookie);
 	EXPECT_FALSE(writer_reap(&w, 50));
 	kill(w.pid, SIGKILL);
 	EXPECT_TRUE(writer_reap(&w, LONG_MS));
+	ms = (now_ns() - ev.time_ns) / 1000000;
+	EXPECT_LE(EXIT_WAIT_MS - 100, ms);
+	EXPECT_GE(EXIT_WAIT_MS + 5000, ms);
+	ASSERT_TRUE(read_event(self->nfd, &ev));
+	EXPECT_EQ(MEMFD_EVENT_F_KERNEL, ev.flags);
+	EXPECT_EQ(0, ev.cookie);
+	unprotect_pages(self->fd, 0, 0);
+	EXPECT_EQ(EOWNERDEAD, lock_in(mutex, 5000));
 	writer_free(&w);
 }
 

@@ -347,6 +347,41 @@ static inline void writer_free(struct writer *w)
 	munmap(w->out, sizeof(*w->out));
 }
 
+/* Robust mutexes: the kernel gives back what their owner has when it ends */
+
+static inline void make_robust(pthread_mutex_t *mutex)
+{
+	pthread_mutexattr_t attr;
+
+	pthread_mutexattr_init(&attr);
+	pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+	pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+	pthread_mutex_init(mutex, &attr);
+}
+
+static inline long die_with_mutex(void *arg)
+{
+	pthread_mutex_lock(arg);
+	/* The page is protected meanwhile */
+	sleep_ms(300);
+	syscall(SYS_exit_group, 0);
+	return 0;
+}
+
+/*
+ * Makes a mutex and a process that ends as its owner. The mutex is at the start of
+ * the page, which is in mode WAIT by then.
+ */
+static inline bool owner_ends(struct writer *w, int fd, int nfd, size_t page,
+			      pthread_mutex_t *mutex)
+{
+	make_robust(mutex);
+	if (!writer_start(w, nfd, die_with_mutex, mutex))
+		return false;
+	sleep_ms(100);
+	return !protect_pages(fd, page, 1, MEMFD_PROTECT_WAIT);
+}
+
 /* The state letter in /proc/PID/stat; 0 if there is no such thread */
 static inline char task_state(pid_t pid, pid_t tid)
 {
