@@ -22,52 +22,11 @@
 #define SYSCTL_UNPRIVILEGED	"/proc/sys/vm/unprivileged_memfd_notify"
 
 #define NR_PAGES	64
-#define OLD_BYTE	0x11
-#define NEW_BYTE	0x22
 
 /* EXIT_WAIT in mm/memfd_waiters.c */
 #define EXIT_WAIT_MS	10000
 
-FIXTURE(file) {
-	int fd;
-	int nfd;
-	char *map;
-	size_t page;
-	size_t size;
-};
-
-static int create_filled(size_t nr_pages)
-{
-	size_t size = page_size();
-	char buf[size];
-	int fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
-
-	memset(buf, OLD_BYTE, size);
-	for (size_t i = 0; i < nr_pages; i++)
-		if (pwrite(fd, buf, size, i * size) != (ssize_t)size)
-			return -1;
-	return fd;
-}
-
-FIXTURE_SETUP(file)
-{
-	self->page = page_size();
-	self->size = NR_PAGES * self->page;
-	self->fd = create_filled(NR_PAGES);
-	ASSERT_LE(0, self->fd);
-	self->map = mmap(NULL, self->size, PROT_READ | PROT_WRITE, MAP_SHARED,
-			 self->fd, 0);
-	ASSERT_NE(MAP_FAILED, self->map);
-	self->nfd = sys_memfd_notify(self->fd, 0);
-	ASSERT_LE(0, self->nfd);
-}
-
-FIXTURE_TEARDOWN(file)
-{
-	close(self->nfd);
-	munmap(self->map, self->size);
-	close(self->fd);
-}
+FIXTURE_MAPPED_FILE(0);
 
 static long fdinfo_value(int fd, const char *name)
 {

@@ -50,6 +50,10 @@
 #define LONG_MS		20000
 #define SHORT_MS	15
 
+/* What a page holds, and what a writer writes */
+#define OLD_BYTE	0x11
+#define NEW_BYTE	0x22
+
 /* Not a mode: the range is open for writing */
 #define MODE_NONE	3U
 
@@ -99,6 +103,54 @@ static inline size_t page_size(void)
 	if (!size)
 		size = sysconf(_SC_PAGESIZE);
 	return size;
+}
+
+/* A file of pages full of OLD_BYTE */
+static inline int create_filled(size_t nr_pages, unsigned int flags)
+{
+	size_t size = page_size();
+	char buf[size];
+	int fd;
+
+	fd = sys_memfd_create(MFD_CLOEXEC | flags);
+	memset(buf, OLD_BYTE, size);
+	for (size_t i = 0; i < nr_pages; i++)
+		if (pwrite(fd, buf, size, i * size) != (ssize_t)size)
+			return -1;
+	return fd;
+}
+
+/*
+ * The fixture of tests that have one file of NR_PAGES pages, mapped, and its event
+ * fd. Use it where kselftest_harness.h is included, which must come after this.
+ */
+#define FIXTURE_MAPPED_FILE(_flags) \
+FIXTURE(file) { \
+	int fd; \
+	int nfd; \
+	char *map; \
+	size_t page; \
+	size_t size; \
+}; \
+\
+FIXTURE_SETUP(file) \
+{ \
+	self->page = page_size(); \
+	self->size = NR_PAGES * self->page; \
+	self->fd = create_filled(NR_PAGES, MFD_ALLOW_PROTECT | (_flags)); \
+	ASSERT_LE(0, self->fd); \
+	self->map = mmap(NULL, self->size, PROT_READ | PROT_WRITE, \
+			 MAP_SHARED, self->fd, 0); \
+	ASSERT_NE(MAP_FAILED, self->map); \
+	self->nfd = sys_memfd_notify(self->fd, 0); \
+	ASSERT_LE(0, self->nfd); \
+} \
+\
+FIXTURE_TEARDOWN(file) \
+{ \
+	close(self->nfd); \
+	munmap(self->map, self->size); \
+	close(self->fd); \
 }
 
 /* Page numbers instead of bytes: most tests think in pages */

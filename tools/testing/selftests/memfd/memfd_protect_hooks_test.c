@@ -20,8 +20,6 @@
 
 #define NR_PAGES	16
 #define THE_PAGE	5
-#define OLD_BYTE	0x11
-#define NEW_BYTE	0x22
 #define HUGE_SIZE	(2UL << 20)
 
 static bool debug_set(const char *dir, const char *name, unsigned int value)

@@ -15,8 +15,6 @@
 #define TEST_TIMEOUT_DEFAULT	120
 
 #define NR_PAGES	16
-#define OLD_BYTE	0x11
-#define NEW_BYTE	0x22
 
 /* One page that is never protected, and the one that is */
 #define FREE_PAGE	5

@@ -19,8 +19,6 @@
 #define RW		(PROT_READ | PROT_WRITE)
 
 #define NR_PAGES	16
-#define OLD_BYTE	0x11
-#define NEW_BYTE	0x22
 
 #ifndef F_SEAL_EXEC
 #define F_SEAL_EXEC	0x0020
@@ -33,29 +31,19 @@ FIXTURE(file) {
 	size_t size;
 };
 
-static int create_filled(size_t nr_pages, unsigned int flags)
+/* What can be sealed, and its event fd */
+static bool create_sealable(int *fd, int *nfd)
 {
-	size_t size = page_size();
-	char buf[size];
-	int fd;
-
-	fd = sys_memfd_create(MFD_CLOEXEC | flags);
-	memset(buf, OLD_BYTE, size);
-	for (size_t i = 0; i < nr_pages; i++)
-		if (pwrite(fd, buf, size, i * size) != (ssize_t)size)
-			return -1;
-	return fd;
+	*fd = create_filled(NR_PAGES, MFD_ALLOW_PROTECT | MFD_ALLOW_SEALING);
+	*nfd = sys_memfd_notify(*fd, 0);
+	return *fd >= 0 && *nfd >= 0;
 }
 
 FIXTURE_SETUP(file)
 {
 	self->page = page_size();
 	self->size = NR_PAGES * self->page;
-	self->fd = create_filled(NR_PAGES,
-				 MFD_ALLOW_PROTECT | MFD_ALLOW_SEALING);
-	ASSERT_LE(0, self->fd);
-	self->nfd = sys_memfd_notify(self->fd, 0);
-	ASSERT_LE(0, self->nfd);
+	ASSERT_TRUE(create_sealable(&self->fd, &self->nfd));
 }
 
 FIXTURE_TEARDOWN(file)
@@ -238,11 +226,7 @@ FIXTURE_SETUP(sealed)
 {
 	self->page = page_size();
 	self->size = NR_PAGES * self->page;
-	self->fd = create_filled(NR_PAGES,
-				 MFD_ALLOW_PROTECT | MFD_ALLOW_SEALING);
-	ASSERT_LE(0, self->fd);
-	self->nfd = sys_memfd_notify(self->fd, 0);
-	ASSERT_LE(0, self->nfd);
+	ASSERT_TRUE(create_sealable(&self->fd, &self->nfd));
 	ASSERT_EQ(0, protect_pages(self->fd, 9, 1, MEMFD_PROTECT_DENY));
 	ASSERT_EQ(0, protect_pages(self->fd, 10, 1, MEMFD_PROTECT_WAIT));
 	ASSERT_EQ(0, add_seals(self->fd, variant->seal));

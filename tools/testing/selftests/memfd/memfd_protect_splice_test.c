@@ -25,8 +25,6 @@
 
 #define NR_PAGES	32
 #define THE_PAGE	3
-#define OLD_BYTE	0x11
-#define NEW_BYTE	0x22
 
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT	21

@@ -20,8 +20,6 @@
 #define SYSCTL_UNPRIVILEGED	"/proc/sys/vm/unprivileged_memfd_notify"
 
 #define NR_PAGES	32
-#define OLD_BYTE	0x11
-#define NEW_BYTE	0x22
 
 #define LARGEST_PAGE	((off_t)(INT64_MAX & ~(int64_t)(page_size() - 1)))
 
@@ -65,47 +63,7 @@ static long op_store_own_mapping(void *arg)
 	return 1;
 }
 
-static int create_filled(size_t nr_pages, unsigned int flags)
-{
-	size_t size = page_size();
-	char buf[size];
-	int fd;
-
-	fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT | flags);
-	memset(buf, OLD_BYTE, size);
-	for (size_t i = 0; i < nr_pages; i++)
-		if (pwrite(fd, buf, size, i * size) != (ssize_t)size)
-			return -1;
-	return fd;
-}
-
-FIXTURE(file) {
-	int fd;
-	int nfd;
-	char *map;
-	size_t page;
-	size_t size;
-};
-
-FIXTURE_SETUP(file)
-{
-	self->page = page_size();
-	self->size = NR_PAGES * self->page;
-	self->fd = create_filled(NR_PAGES, MFD_ALLOW_SEALING);
-	ASSERT_LE(0, self->fd);
-	self->map = mmap(NULL, self->size, PROT_READ | PROT_WRITE, MAP_SHARED,
-			 self->fd, 0);
-	ASSERT_NE(MAP_FAILED, self->map);
-	self->nfd = sys_memfd_notify(self->fd, 0);
-	ASSERT_LE(0, self->nfd);
-}
-
-FIXTURE_TEARDOWN(file)
-{
-	close(self->nfd);
-	munmap(self->map, self->size);
-	close(self->fd);
-}
+FIXTURE_MAPPED_FILE(MFD_ALLOW_SEALING);
 
 static struct op op_at(const FIXTURE_DATA(file) *self, size_t page, size_t nr)
 {
@@ -371,7 +329,7 @@ TEST(order_eopnotsupp)
 TEST(order_enxio)
 {
 	const size_t page = page_size();
-	int fd = create_filled(1, 0), nfd;
+	int fd = create_filled(1, MFD_ALLOW_PROTECT), nfd;
 
 	ASSERT_LE(0, fd);
 	EXPECT_EQ(-ENXIO, protect_pages(fd, 0, 1, MEMFD_PROTECT_WAIT));
@@ -404,7 +362,7 @@ TEST(failed_call_changes_nothing)
 {
 	struct outcome out = { 0 };
 	struct op op = { .len = page_size() };
-	int fd = create_filled(2, 0);
+	int fd = create_filled(2, MFD_ALLOW_PROTECT);
 
 	ASSERT_LE(0, fd);
 	op.fd = fd;
@@ -2712,7 +2670,7 @@ TEST_F(file, noexec_seal)
 	struct op op = op_at(self, 3, 1);
 	struct outcome out = { 0 };
 
-	op.fd = create_filled(NR_PAGES, MFD_NOEXEC_SEAL);
+	op.fd = create_filled(NR_PAGES, MFD_ALLOW_PROTECT | MFD_NOEXEC_SEAL);
 	ASSERT_LE(0, op.fd);
 	EXPECT_EQ(F_SEAL_EXEC, fcntl(op.fd, F_GET_SEALS));
 	ASSERT_EQ(0, protect_pages(op.fd, 3, 1, MEMFD_PROTECT_DENY));
