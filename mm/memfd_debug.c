@@ -35,9 +35,11 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_SPLICE_LOCK] = "splice_lock",
 	[MEMFD_HOOK_SEAL] = "seal",
 	[MEMFD_HOOK_USERFAULT] = "userfault",
+	[MEMFD_HOOK_FILL] = "fill",
 	[MEMFD_HOOK_REMOTE] = "remote",
 	[MEMFD_HOOK_PIN_FOLIOS] = "pin_folios",
 	[MEMFD_HOOK_GOT_PAGES] = "got_pages",
+	[MEMFD_HOOK_FUTEX] = "futex",
 };
 
 static const char * const delay_names[MEMFD_DELAY_NR] = {

@@ -31,9 +31,11 @@
  * @MEMFD_HOOK_SPLICE_LOCK: splice() does not wait with the pipe locked.
  * @MEMFD_HOOK_SEAL: Who is not the handler cannot protect a sealed file.
  * @MEMFD_HOOK_USERFAULT: userfaultfd does not fill pages.
+ * @MEMFD_HOOK_FILL: ... where it is registered for WP_ASYNC.
  * @MEMFD_HOOK_REMOTE: A remote access pins the page that it writes.
  * @MEMFD_HOOK_PIN_FOLIOS: memfd_pin_folios() asks.
  * @MEMFD_HOOK_GOT_PAGES: References for writing are waited for.
+ * @MEMFD_HOOK_FUTEX: Futex operations may wait.
  * @MEMFD_HOOK_NR: Their number.
  */
 enum memfd_debug_hook {
@@ -54,9 +56,11 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_SPLICE_LOCK,
 	MEMFD_HOOK_SEAL,
 	MEMFD_HOOK_USERFAULT,
+	MEMFD_HOOK_FILL,
 	MEMFD_HOOK_REMOTE,
 	MEMFD_HOOK_PIN_FOLIOS,
 	MEMFD_HOOK_GOT_PAGES,
+	MEMFD_HOOK_FUTEX,
 	MEMFD_HOOK_NR,
 };
 

@@ -295,7 +295,8 @@ bool __memfd_protect_may_wait(struct mm_struct *mm, unsigned long addr)
 {
 	struct vm_area_struct *vma = vma_lookup(mm, addr);
 
-	return vma && vma_memfd_protect(vma) && !fatal_signal_pending(current);
+	return vma && vma_memfd_protect(vma) && memfd_hook(FUTEX) &&
+	       !fatal_signal_pending(current);
 }
 
 /*

@@ -283,6 +283,11 @@ bool __memfd_protect_no_userfault(void)
 	return memfd_hook(USERFAULT);
 }
 
+bool __memfd_protect_no_fill(void)
+{
+	return memfd_hook(USERFAULT) && memfd_hook(FILL);
+}
+
 void __memfd_protect_splice_nowait(struct kiocb *iocb)
 {
 	if (memfd_protect_of(file_inode(iocb->ki_filp)) &&

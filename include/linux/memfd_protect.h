@@ -53,6 +53,7 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 
 bool __memfd_protect_no_pmd(void);
 bool __memfd_protect_no_userfault(void);
+bool __memfd_protect_no_fill(void);
 
 /**
  * memfd_protect_no_pmd() - whether a VMA must not have huge entries
@@ -78,6 +79,19 @@ static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
 static inline bool memfd_protect_no_userfault(const struct vm_area_struct *vma)
 {
 	return vma_memfd_protect(vma) && __memfd_protect_no_userfault();
+}
+
+/**
+ * memfd_protect_no_fill() - whether userfaultfd must not fill pages
+ * @vma: A VMA that is registered: asynchronous write protection is for all.
+ *
+ * It would fill a hole, or map a page as writable, without a fault that asks.
+ *
+ * Return: True if so.
+ */
+static inline bool memfd_protect_no_fill(const struct vm_area_struct *vma)
+{
+	return vma_memfd_protect(vma) && __memfd_protect_no_fill();
 }
 
 int memfd_protect_create(struct file *file);
@@ -424,6 +438,11 @@ static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
 }
 
 static inline bool memfd_protect_no_userfault(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
+static inline bool memfd_protect_no_fill(const struct vm_area_struct *vma)
 {
 	return false;
 }
