@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #endif
 #include <linux/memfd.h>
+#include <linux/userfaultfd.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -580,6 +581,48 @@ static inline int recv_fd(int sock)
 	if (cmsg && cmsg->cmsg_type == SCM_RIGHTS)
 		memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
 	return fd;
+}
+
+/* userfaultfd. Without O_NONBLOCK it could not be polled. */
+
+static inline int uffd_open(uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	if (uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api))
+		return uffd;
+	close(uffd);
+	return -1;
+}
+
+static inline int uffd_register(int uffd, void *addr, size_t len,
+				uint64_t mode)
+{
+	struct uffdio_register reg = {
+		.range = { (uintptr_t)addr, len }, .mode = mode,
+	};
+
+	return neg_errno(ioctl(uffd, UFFDIO_REGISTER, &reg));
+}
+
+static inline int uffd_copy(int uffd, void *to, void *from)
+{
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)to, .src = (uintptr_t)from,
+		.len = page_size(),
+	};
+
+	return neg_errno(ioctl(uffd, UFFDIO_COPY, &copy));
+}
+
+static inline int uffd_continue(int uffd, void *to)
+{
+	struct uffdio_continue arg = {
+		.range = { (uintptr_t)to, page_size() },
+	};
+
+	return neg_errno(ioctl(uffd, UFFDIO_CONTINUE, &arg));
 }
 
 #endif /* MEMFD_PROTECT_COMMON_H */

@@ -820,6 +820,83 @@ static void scenario_got_pages(struct scene *s)
 	rmdir(dir);
 }
 
+/*
+ * fill: userfaultfd is registered for asynchronous write protection, which every
+ * mapping may have, and is asked for more.
+ */
+static int uffd_of_scene(struct scene *s)
+{
+	int uffd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+			     UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+			     UFFD_FEATURE_WP_UNPOPULATED |
+			     UFFD_FEATURE_WP_ASYNC);
+
+	if (uffd >= 0 && !uffd_register(uffd, s->map, NR_PAGES * s->page,
+					UFFDIO_REGISTER_MODE_WP))
+		return uffd;
+	s->skip = "no userfaultfd";
+	close(uffd);
+	return -1;
+}
+
+/* A hole gets a page with contents. Nobody must look through a mapping before. */
+static void scenario_fill_copy(struct scene *s)
+{
+	int uffd = uffd_of_scene(s);
+
+	if (uffd < 0)
+		return;
+	fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		  THE_PAGE * s->page, s->page);
+	if (!protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
+		s->tries++;
+		uffd_copy(uffd, scene_addr(s), s->map);
+		s->violations += !file_filled_with(s->fd, THE_PAGE, 1, 0);
+	}
+	close(uffd);
+}
+
+/* A page gets an entry, and as writable */
+static void scenario_fill_continue(struct scene *s)
+{
+	struct actor a = { .scene = s, .go = 1 };
+	int uffd = uffd_of_scene(s);
+	uint64_t before = *scene_view(s);
+
+	if (uffd < 0)
+		return;
+	if (!protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
+		madvise(s->map, NR_PAGES * s->page, MADV_DONTNEED);
+		s->tries++;
+		uffd_continue(uffd, scene_addr(s));
+		run_guarded(store_when_told, &a, &a.out);
+		s->violations += *scene_view(s) != before;
+	}
+	close(uffd);
+}
+
+/*
+ * futex: the kernel tells of an owner that has ended, with a store that waits for
+ * the handler. If it may not wait, the mutex is lost.
+ */
+static void scenario_futex(struct scene *s)
+{
+	pthread_mutex_t *mutex = (void *)scene_addr(s);
+	struct memfd_event ev;
+	struct writer w;
+
+	close(s->nfd);
+	s->nfd = sys_memfd_notify(s->fd, MEMFD_NOTIFY_KERNEL);
+	if (s->nfd < 0 || !owner_ends(&w, s->fd, s->nfd, THE_PAGE, mutex))
+		return;
+	if (read_event(s->nfd, &ev) && ev.cookie)
+		resolve(s->nfd, ev.cookie, MEMFD_RESOLVE_ALLOW);
+	s->tries += writer_reap(&w, LONG_MS);
+	unprotect_pages(s->fd, 0, 0);
+	s->violations += pthread_mutex_trylock(mutex) != EOWNERDEAD;
+	writer_free(&w);
+}
+
 /* The list */
 
 FIXTURE(hook) {
@@ -860,6 +937,9 @@ HOOK(splice, "splice", NULL, 0, 1);
 HOOK(remote, "remote", "remote", 5000, 60);
 HOOK(pin_folios, "pin_folios", NULL, 0, 1);
 HOOK(got_pages, "got_pages", "remote", 800000, 1);
+HOOK(fill_copy, "fill", NULL, 0, 1);
+HOOK(fill_continue, "fill", NULL, 0, 1);
+HOOK(futex, "futex", NULL, 0, 1);
 
 static void debug_clear(const char *dir)
 {

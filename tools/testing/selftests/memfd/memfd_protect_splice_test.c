@@ -9,7 +9,6 @@
 #include "memfd_protect_common.h"
 
 #include <linux/fuse.h>
-#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -633,45 +632,6 @@ TEST_F(file, read_nowait)
 }
 
 /* Part 5: userfaultfd fills no page of the file */
-
-static int uffd_open(uint64_t features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-
-	if (uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api))
-		return uffd;
-	close(uffd);
-	return -1;
-}
-
-static int uffd_register(int uffd, void *addr, size_t len, uint64_t mode)
-{
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)addr, len }, .mode = mode,
-	};
-
-	return neg_errno(ioctl(uffd, UFFDIO_REGISTER, &reg));
-}
-
-static int uffd_copy(int uffd, void *to, void *from)
-{
-	struct uffdio_copy copy = {
-		.dst = (uintptr_t)to, .src = (uintptr_t)from,
-		.len = page_size(),
-	};
-
-	return neg_errno(ioctl(uffd, UFFDIO_COPY, &copy));
-}
-
-static int uffd_continue(int uffd, void *to)
-{
-	struct uffdio_continue arg = {
-		.range = { (uintptr_t)to, page_size() },
-	};
-
-	return neg_errno(ioctl(uffd, UFFDIO_CONTINUE, &arg));
-}
 
 static int uffd_zeropage(int uffd, void *to)
 {

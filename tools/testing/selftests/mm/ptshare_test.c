@@ -1713,27 +1713,6 @@ TEST_F(pair, mseal)
 
 /* Part 5: userfaultfd */
 
-static int uffd_open(uint64_t features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
-		close(fd);
-		fd = -1;
-	}
-	return fd;
-}
-
-static long uffd_register(int uffd, char *map, size_t len, uint64_t mode)
-{
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)map, len }, .mode = mode,
-	};
-
-	return neg_errno(ioctl(uffd, UFFDIO_REGISTER, &reg));
-}
-
 static long uffd_unregister(int uffd, char *map, size_t len)
 {
 	struct uffdio_range range = { (uintptr_t)map, len };
