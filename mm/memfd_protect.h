@@ -57,6 +57,8 @@ enum memfd_mode {
  * @waiters: Writers that sleep.
  * @type: MEMFD_EVENT_*.
  * @flags: MEMFD_EVENT_F_*.
+ * @kernel: Whether @leaver is in an access of the kernel, and @verdict is for its
+ *	    second try only.
  * @verdict: 0 while it is pending. Otherwise it is in no tree but @by_leaver, and
  *	     its writers go on (MEMFD_VERDICT_RETRY) or fail (_DENY).
  *
@@ -78,6 +80,7 @@ struct memfd_pending {
 	unsigned int waiters;
 	u16 type;
 	u16 flags;
+	bool kernel;
 	u8 verdict;
 };
 

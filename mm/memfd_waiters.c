@@ -313,16 +313,44 @@ static bool must_wait(struct memfd_protect *mp,
 	return true;
 }
 
+static bool is_kernel_access(const struct memfd_writer *writer)
+{
+	return writer->type == MEMFD_EVENT_FAULT &&
+	       (writer->flags & MEMFD_EVENT_F_KERNEL);
+}
+
+/*
+ * The note that says that @writer, the current thread, was denied what it wants. A
+ * note that is not for it is dropped: it went on to something else. What an access of
+ * the kernel was denied does not concern the next one, which has not been tried.
+ */
+static struct memfd_pending *find_denial(struct memfd_waiters *waiters,
+					 const struct memfd_writer *writer,
+					 bool tried)
+{
+	struct memfd_pending *note = find_leaver(waiters, task_pid(current));
+
+	if (!note || note->verdict != MEMFD_VERDICT_DENY)
+		return NULL;
+	if (note->offsets.start == writer->first &&
+	    note->offsets.last == writer->last &&
+	    same_kind(note->type, writer->type) && (tried || !note->kernel))
+		return note;
+	drop_leaver(waiters, note);
+	return NULL;
+}
+
 /*
  * Joins the event for @writer's pages, or makes @new that event. Returns it with
- * a reference, or NULL if the writer need not wait any more.
+ * a reference, NULL if the writer need not wait any more, or ERR_PTR(-EPERM) if it
+ * was denied while it came back.
  */
 static struct memfd_pending *join(struct memfd_protect *mp,
 				  const struct memfd_writer *writer,
 				  struct memfd_pending *new)
 {
 	struct memfd_waiters *waiters = &mp->waiters;
-	struct memfd_pending *event = NULL;
+	struct memfd_pending *event = NULL, *note;
 	bool blocked;
 
 	spin_lock(&waiters->lock);
@@ -331,6 +359,16 @@ static struct memfd_pending *join(struct memfd_protect *mp,
 	rcu_read_unlock();
 	if (!blocked || !waiters->open)
 		goto out;
+	note = find_denial(waiters, writer, false);
+	if (note) {
+		/* An access of the kernel comes back once more to be told. */
+		if (is_kernel_access(writer))
+			note->kernel = true;
+		else
+			drop_leaver(waiters, note);
+		event = ERR_PTR(-EPERM);
+		goto out;
+	}
 	event = find_same(&waiters->by_offset, writer);
 	forget_leavers(waiters, event);
 	if (!event)
@@ -372,11 +410,10 @@ static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
 		else
 			detach(waiters, event, MEMFD_VERDICT_RETRY);
 	} else if (verdict == MEMFD_VERDICT_DENY && comes_back &&
-		   waiters->open && writer->type == MEMFD_EVENT_FAULT &&
-		   (writer->flags & MEMFD_EVENT_F_KERNEL)) {
+		   waiters->open && is_kernel_access(writer)) {
 		forget_leavers(waiters, NULL);
 		note->verdict = verdict;
-		note->flags |= MEMFD_EVENT_F_KERNEL;
+		note->kernel = true;
 		if (!note->leaver)
 			add_leaver(waiters, note);
 	}
@@ -385,11 +422,10 @@ static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
 }
 
 /**
- * memfd_waiters_was_denied() - whether a writer comes back that was denied meanwhile
+ * memfd_waiters_was_denied() - whether a fault comes back that was denied meanwhile
  * @waiters: The file's.
  * @writer: What it wants to write, a WAIT page still.
- * @tried: Whether it is the second try of one access. What an access of the kernel
- *	   was denied does not concern the next one.
+ * @tried: Whether it is the second try of one access.
  *
  * Context: Process context.
  * Return: True if it is to fail. It is not told again.
@@ -398,21 +434,15 @@ bool memfd_waiters_was_denied(struct memfd_waiters *waiters,
 			      const struct memfd_writer *writer, bool tried)
 {
 	struct memfd_pending *note;
-	bool denied = false;
 
 	if (RB_EMPTY_ROOT(&waiters->by_leaver))
 		return false;
 	spin_lock(&waiters->lock);
-	note = find_leaver(waiters, task_pid(current));
-	if (note && note->verdict == MEMFD_VERDICT_DENY) {
-		denied = note->offsets.start == writer->first &&
-			 note->offsets.last == writer->last &&
-			 same_kind(note->type, writer->type) &&
-			 (tried || !(note->flags & MEMFD_EVENT_F_KERNEL));
+	note = find_denial(waiters, writer, tried);
+	if (note)
 		drop_leaver(waiters, note);
-	}
 	spin_unlock(&waiters->lock);
-	return denied;
+	return note;
 }
 
 static int sleep_on(struct memfd_pending *event, unsigned int state)
@@ -448,16 +478,15 @@ int memfd_waiters_wait(struct memfd_protect *mp,
 	int err = 0;
 	u8 verdict;
 
-	if (writer->type != MEMFD_EVENT_FAULT &&
-	    memfd_waiters_was_denied(waiters, writer, false))
-		return -EPERM;
 	new = pending_alloc(writer, 0);
 	if (!new)
 		return -ENOMEM;
 	new->flags |= MEMFD_EVENT_F_WAITING;
 	event = join(mp, writer, new);
-	if (!event)
+	if (IS_ERR_OR_NULL(event)) {
+		err = PTR_ERR_OR_ZERO(event);
 		goto put;
+	}
 
 	err = sleep_on(event, writer->state);
 	verdict = leave(waiters, event, new, writer);

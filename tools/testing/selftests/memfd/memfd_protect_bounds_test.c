@@ -650,6 +650,15 @@ TEST_F(file, slow_handler_denies)
 	slow_handler(_metadata, self, MEMFD_RESOLVE_DENY);
 }
 
+/* The answer comes while its writer is on the way back */
+TEST_F(file, slow_handler_denies_late)
+{
+	if (!debug_set("delay_us", "enqueue", 4000))
+		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+	slow_handler(_metadata, self, MEMFD_RESOLVE_DENY);
+	EXPECT_TRUE(debug_set("delay_us", "enqueue", 0));
+}
+
 /* An answer for writers that have died meanwhile is none */
 TEST_F(file, called_away_and_dead)
 {
@@ -738,7 +747,8 @@ static long write_with_timer(void *arg)
 	return ret;
 }
 
-TEST_F(file, slow_handler_denies_write)
+static void slow_handler_of_write(struct __test_metadata *_metadata,
+				  FIXTURE_DATA(file) *self)
 {
 	struct memfd_event ev;
 	struct writer w;
@@ -751,6 +761,19 @@ TEST_F(file, slow_handler_denies_write)
 	EXPECT_TRUE(writer_finishes(&w));
 	EXPECT_EQ(-EPERM, w.out->ret);
 	writer_free(&w);
+}
+
+TEST_F(file, slow_handler_denies_write)
+{
+	slow_handler_of_write(_metadata, self);
+}
+
+TEST_F(file, slow_handler_denies_write_late)
+{
+	if (!debug_set("delay_us", "enqueue", 4000))
+		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+	slow_handler_of_write(_metadata, self);
+	EXPECT_TRUE(debug_set("delay_us", "enqueue", 0));
 }
 
 /* Part 6: waiting writes, and who is woken for what */

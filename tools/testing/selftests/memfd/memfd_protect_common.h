@@ -515,6 +515,19 @@ static inline bool write_file(const char *path, const char *text)
 	return ret == (ssize_t)strlen(text);
 }
 
+/* Switches and delays of CONFIG_MEMFD_PROTECT_DEBUG */
+#define MEMFD_DEBUG_DIR	"/sys/kernel/debug/memfd_protect"
+
+static inline bool debug_set(const char *dir, const char *name,
+			     unsigned int value)
+{
+	char path[320], text[16];
+
+	snprintf(path, sizeof(path), MEMFD_DEBUG_DIR "/%s/%s", dir, name);
+	snprintf(text, sizeof(text), "%u", value);
+	return write_file(path, text);
+}
+
 /* All bytes of [p, p + len) have this value */
 static inline bool filled_with(const void *p, size_t len,
 			       unsigned char byte)

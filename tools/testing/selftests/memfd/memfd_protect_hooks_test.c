@@ -15,21 +15,11 @@
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	180
 
-#define DEBUG_DIR	"/sys/kernel/debug/memfd_protect"
 #define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 #define NR_PAGES	16
 #define THE_PAGE	5
 #define HUGE_SIZE	(2UL << 20)
-
-static bool debug_set(const char *dir, const char *name, unsigned int value)
-{
-	char path[320], text[16];
-
-	snprintf(path, sizeof(path), DEBUG_DIR "/%s/%s", dir, name);
-	snprintf(text, sizeof(text), "%u", value);
-	return write_file(path, text);
-}
 
 /* What a scenario works with, and what it has seen */
 struct scene {
@@ -947,7 +937,7 @@ static void debug_clear(const char *dir)
 	struct dirent *entry;
 	DIR *list;
 
-	snprintf(path, sizeof(path), DEBUG_DIR "/%s", dir);
+	snprintf(path, sizeof(path), MEMFD_DEBUG_DIR "/%s", dir);
 	list = opendir(path);
 	if (!list)
 		return;
@@ -968,7 +958,7 @@ FIXTURE_SETUP(hook)
 	struct scene *s = &self->scene;
 	size_t size = NR_PAGES * page_size();
 
-	if (access(DEBUG_DIR, F_OK))
+	if (access(MEMFD_DEBUG_DIR, F_OK))
 		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
 	s->page = page_size();
 	s->rounds = variant->rounds;

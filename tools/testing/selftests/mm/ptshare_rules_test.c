@@ -26,7 +26,6 @@
 #endif
 
 #define DEBUG_DIR	"/sys/kernel/debug/ptshare"
-#define PROTECT_DIR	"/sys/kernel/debug/memfd_protect"
 #define NUMA_DIR	"/sys/kernel/debug/sched/numa_balancing"
 #define NUMA_SWITCH	"/proc/sys/kernel/numa_balancing"
 #define CGROUP_DIR	"/sys/fs/cgroup"
@@ -1361,7 +1360,7 @@ static const struct scenario {
 	{ "mapcount", RULE("mapcount"), scenario_mapcount },
 	{ "ask", RULE("ask"), scenario_ask },
 	{ "ask_wait", RULE("ask"), scenario_ask_wait },
-	{ "set_ptes", PROTECT_DIR "/disable/set_ptes", scenario_set_ptes },
+	{ "set_ptes", MEMFD_DEBUG_DIR "/disable/set_ptes", scenario_set_ptes },
 	{ "ask_window", NULL, scenario_ask_window, 20, .delay = "ask",
 	  .delay_us = 30000 },
 	{ "ask_wait_window", NULL, scenario_ask_wait_window, 20,
