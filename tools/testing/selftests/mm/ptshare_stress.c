@@ -249,8 +249,12 @@ static int guarded_copy(void *to, const void *from)
 	return out.sig;
 }
 
-/* What lies behind the end of the file is zero */
-static int read_file_page(unsigned int f, size_t page, uint64_t *words)
+/*
+ * What lies behind the end of the file is zero. A file that is being cut ends there
+ * before its pages are taken out of mappings, so others may find data still.
+ */
+static int read_file_page(unsigned int f, size_t page, uint64_t *words,
+			  bool *cut)
 {
 	ssize_t got = pread(files[f].fd, words, 4096, page * 4096);
 
@@ -259,11 +263,12 @@ static int read_file_page(unsigned int f, size_t page, uint64_t *words)
 		got = 0;
 	}
 	memset((char *)words + got, 0, 4096 - got);
+	*cut = got < 4096;
 	return 0;
 }
 
 static int read_page(unsigned int f, char *map, size_t page, enum road road,
-		     uint64_t *words)
+		     uint64_t *words, bool *cut)
 {
 	struct iovec here = { words, 4096 }, there = { map + page * 4096, 4096 };
 
@@ -276,7 +281,7 @@ static int read_page(unsigned int f, char *map, size_t page, enum road road,
 		return process_vm_readv(getpid(), &here, 1, &there, 1, 0) ==
 		       4096 ? 0 : SIGSEGV;
 	default:
-		return read_file_page(f, page, words);
+		return read_file_page(f, page, words, cut);
 	}
 }
 
@@ -322,6 +327,7 @@ struct visit {
 	struct page_state *s;
 	enum road road;
 	uint32_t refused;	/* refusals that had ended before */
+	bool cut;		/* it was behind the end of the file */
 	uint64_t words[WORDS];
 };
 
@@ -369,14 +375,17 @@ static void check_refused(const struct visit *v, const char *what)
 
 static bool get_words(struct visit *v)
 {
-	int ret = read_page(v->f, v->map, v->page, v->road, v->words);
+	int ret;
 
+	v->cut = false;
+	ret = read_page(v->f, v->map, v->page, v->road, v->words, &v->cut);
 	if (ret == SIGSEGV) {
 		if (v->sure && v->road == ROAD_MAP)
 			not_accessible(v, "readable");
 		count(C_NOT_MAPPED, 1);
 		v->road = ROAD_CALL;
-		ret = read_page(v->f, v->map, v->page, v->road, v->words);
+		ret = read_page(v->f, v->map, v->page, v->road, v->words,
+				&v->cut);
 	}
 	if (ret)
 		check_refused(v, "a load was refused");
@@ -402,7 +411,7 @@ static bool check_locked(struct visit *v)
 	}
 	if (view.next != view.seq)
 		return true;
-	if (view.seq && all_zero(v->words))
+	if (view.seq && !v->cut && all_zero(v->words))
 		page_is_zero(v->s);
 	return false;
 }
