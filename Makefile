@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # What to type: `make help`.  The work is done by scripts/, each of which has a
-# usage text.  Parameters: KSRC=/path/to/linux-6.12.y instead of Debian's source;
-# ARGS="..." for the script of demo, check, check-debug, check-configs, bench, lint.
+# usage text.  Parameters: KVER=7.3 for that kernel instead of 6.12;
+# KSRC=/path/to/linux-6.12.y instead of Debian's source; ARGS="..." for the script of demo, check, check-debug, check-configs, bench, lint.
 
 MAKEFLAGS += --no-print-directory
-export KSRC PATCH FILE QUICK
+export KVER KSRC PATCH FILE QUICK
 
 help:		## show this list
 	@sed -n 's/^\([a-z_.-]*\):[^#]*## /\1\t/p' Makefile | expand -t 24
@@ -48,7 +48,7 @@ programs: setup	## build tests, samples and benchmarks for the guest
 	@$(MAKE) -f scripts/programs.mk -j2
 
 refresh:	## bring edits in build/linux back (PATCH=name FILE=path for a new hook)
-	@flock build/.lock scripts/tree refresh
+	@flock build/$(addsuffix /,$(filter-out 6.12,$(KVER))).lock scripts/tree refresh
 
 series: setup	## write the series as git am-able mails to out/
 	@scripts/series out

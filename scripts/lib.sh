@@ -4,7 +4,10 @@
 # Names that all scripts share.  Source it after `set -euo pipefail`.
 
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+KVERS=(6.12 7.3)			# kernels that the tree is for, the default first
+KVER=${KVER:-${KVERS[0]}}
 BUILD=$TOP/build
+[ "$KVER" = "${KVERS[0]}" ] || BUILD=$TOP/build/$KVER
 VANILLA=$BUILD/vanilla		# pristine source
 LINUX=$BUILD/linux		# pristine source + our files + patches/
 BIN=$BUILD/bin			# programs of the tests, the samples, the benchmarks
@@ -24,6 +27,17 @@ is_kernel() { [[ " ${KERNELS[*]} " = *" $1 "* ]]; }
 # What may hold files of ours, at the path they have in the kernel.
 KERNEL_DIRS=(arch Documentation fs include kernel lib mm samples security tools)
 
+# The series, one line each: common/NAME if the patch is the same for all kernels,
+# $KVER/NAME if it is not.  Names and order are those of patches/series.
+export QUILT_PATCHES=$TOP/patches QUILT_SERIES=$BUILD/.series
+patches()
+{
+	[ ! -f "$QUILT_PATCHES/series" ] || sed 's/#.*//; s/[[:space:]].*//; /^$/d' "$QUILT_PATCHES/series" |
+		while read -r p; do
+			if [ -f "$QUILT_PATCHES/$KVER/$p" ]; then echo "$KVER/$p"; else echo "common/$p"; fi
+		done
+}
+
 # Files of ours that go into the kernel tree, tracked or not yet.
 our_files()
 {
@@ -39,7 +53,24 @@ note() { echo "${0##*/}: $*" >&2; }
 answer_help() { case ${1:-} in -h|--help) usage; exit 0 ;; esac; }
 bad_usage() { note "$*; see --help"; exit 2; }
 no_arguments() { answer_help "$@"; [ $# -eq 0 ] || bad_usage "takes no arguments, not '$1' either"; }
+[[ " ${KVERS[*]} " = *" $KVER "* ]] || bad_usage "KVER is one of ${KVERS[*]}, not '$KVER'"
 a_kernel() { is_kernel "$1" || bad_usage "no kernel is called '$1', but ${KERNELS[*]}"; }
+
+# The lines of configs/NAME.config for this kernel: options that NAME-$KVER.config
+# mentions are as it says, and "# CONFIG_X is gone" in there drops one.
+fragment()
+{
+	local own=$TOP/configs/$1-$KVER.config
+	if [ -f "$own" ]; then
+		awk '
+			/^(# )?CONFIG_/ { name = $1 == "#" ? $2 : $1; sub(/=.*/, "", name) }
+			NR == FNR { if (name) own[name] = 1; name = ""; next }
+			!(name in own); { name = "" }' "$own" "$TOP/configs/$1.config"
+		grep -v ' is gone$' "$own"
+	else
+		cat "$TOP/configs/$1.config"
+	fi
+}
 
 # Runs a command with its output in build/log/NAME.log, shown only on failure.
 logged()

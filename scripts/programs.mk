@@ -5,10 +5,11 @@
 # a kernel without our patches.  Usage: make -f scripts/programs.mk (make programs).
 
 TOP := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/..)
-LINUX := $(TOP)/build/linux
+BUILD := $(TOP)/build$(if $(filter-out 6.12,$(KVER)),/$(KVER))
+LINUX := $(BUILD)/linux
 SELF := $(LINUX)/tools/testing/selftests
-HDR := $(TOP)/build/usr/include
-BIN := $(TOP)/build/bin
+HDR := $(BUILD)/usr/include
+BIN := $(BUILD)/bin
 
 CC := ccache gcc
 CFLAGS := -fmax-errors=3 -O2 -g -Wall -pthread -D_GNU_SOURCE -U_FORTIFY_SOURCE
@@ -59,11 +60,11 @@ samples: $(HDR)/.installed | $(BIN)
 
 # Headers keep their times when they do not change.
 $(HDR)/.installed: FORCE
-	@$(MAKE) -s -C $(LINUX) O=$(LINUX)/obj-headers INSTALL_HDR_PATH=$(TOP)/build/headers \
+	@$(MAKE) -s -C $(LINUX) O=$(LINUX)/obj-headers INSTALL_HDR_PATH=$(BUILD)/headers \
 		headers_install >/dev/null
 	@mkdir -p $(HDR)
 	@rsync -rc --delete --exclude=.installed --itemize-changes \
-		$(TOP)/build/headers/include/ $(HDR)/ | grep -q . && touch $@ || [ -e $@ ] || touch $@
+		$(BUILD)/headers/include/ $(HDR)/ | grep -q . && touch $@ || [ -e $@ ] || touch $@
 
 $(BIN):
 	@mkdir -p $@
