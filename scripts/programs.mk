@@ -53,7 +53,8 @@ $(MM:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(HDR)/.installed | $(BIN)
 	$(CC) -isystem $(HDR) -I$(LINUX) -idirafter $(LINUX)/tools/include/uapi $(CFLAGS) -w \
 		-o $@ $(filter %.c,$^) $(LDLIBS)
 $(BIN)/uffd-unit-tests: $(SELF)/mm/uffd-common.c
-$(MM:%=$(BIN)/%): $(SELF)/mm/vm_util.c $(SELF)/mm/thp_settings.c
+$(MM:%=$(BIN)/%): $(SELF)/mm/vm_util.c \
+	$(wildcard $(SELF)/mm/thp_settings.c $(SELF)/mm/hugepage_settings.c)
 
 samples: $(HDR)/.installed | $(BIN)
 	@$(MAKE) -C $(TOP)/samples/memfd_protect UAPI=$(HDR) OUT=$(BIN)
