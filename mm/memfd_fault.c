@@ -330,7 +330,7 @@ static void wp_fault_around(struct vm_fault *vmf, struct memfd_protect *mp)
 			mode = memfd_ranges_get_run(&mp->modes, index, &last);
 		if (addr == vmf->address || mode != MEMFD_MODE_NONE ||
 		    !pte_present(old) || pte_write(old) ||
-		    pte_protnone(old) || pte_uffd_wp(old))
+		    pte_protnone(old) || memfd_pte_uffd(old))
 			continue;
 		old = ptep_modify_prot_start(vma, addr, pte);
 		ptep_modify_prot_commit(vma, addr, pte, old,

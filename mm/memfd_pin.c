@@ -79,7 +79,7 @@ static struct memfd_protect *folio_protect(struct folio *folio)
 {
 	struct address_space *mapping = READ_ONCE(folio->mapping);
 
-	if (!mapping || ((unsigned long)mapping & PAGE_MAPPING_FLAGS) ||
+	if (!mapping || ((unsigned long)mapping & MEMFD_MAPPING_FLAGS) ||
 	    !shmem_mapping(mapping))
 		return NULL;
 	return READ_ONCE(SHMEM_I(mapping->host)->protect);

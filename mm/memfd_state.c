@@ -125,17 +125,32 @@ void memfd_protect_evict(struct inode *inode)
 /**
  * memfd_protect_mmap() - a file is mapped
  * @inode: A shmem inode.
- * @vma: The new VMA, its vm_ops set.
+ * @shared: Whether it is mapped with MAP_SHARED.
+ * @ops: The operations that the VMA would have.
  *
  * The VMA's operations tell page faults that it is one to ask for. What is written
  * through a private mapping does not change the file.
  *
- * Context: mmap lock.
+ * Context: Any.
+ * Return: The operations that the VMA is to have.
  */
-void memfd_protect_mmap(struct inode *inode, struct vm_area_struct *vma)
+const struct vm_operations_struct *
+memfd_protect_mmap(struct inode *inode, bool shared,
+		   const struct vm_operations_struct *ops)
 {
-	if (SHMEM_I(inode)->protect && (vma->vm_flags & VM_MAYSHARE))
-		vma->vm_ops = &memfd_protect_vm_ops;
+	return memfd_protected(inode) && shared ? &memfd_protect_vm_ops : ops;
+}
+
+/**
+ * memfd_protected() - whether memfd_protect() may be used on a file
+ * @inode: A shmem inode.
+ *
+ * Context: Any.
+ * Return: True if so.
+ */
+bool memfd_protected(struct inode *inode)
+{
+	return SHMEM_I(inode)->protect;
 }
 
 /**

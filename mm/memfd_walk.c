@@ -28,13 +28,15 @@
  * TLB: others may have taken write access away, under the same page table lock,
  * and not have flushed yet. Reclaim's batches are flushed for each table
  * (flush_tlb_batched_pending()), everyone else's when tlb_flush_pending tells
- * of a second party.
+ * of a second party. Whoever frees a table (PT_RECLAIM) empties its PMD entry before
+ * he flushes: then it is the lock of the PMD table that orders the two.
  *
  * Files with protection are never mapped with huge entries (do_set_pmd()).
  */
 
 #include <linux/fs.h>
 #include <linux/hugetlb.h>
+#include <linux/memfd_compat.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
@@ -63,6 +65,13 @@ struct memfd_walk {
 	unsigned long flush_end;
 };
 
+/* There is no table. What has been in one may not have been flushed yet. */
+static void walk_no_table(struct memfd_walk *walk, pmd_t *pmd)
+{
+	if (IS_ENABLED(CONFIG_PT_RECLAIM))
+		spin_unlock(pmd_lock(walk->vma->vm_mm, pmd));
+}
+
 static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		       unsigned long end)
 {
@@ -71,11 +80,13 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 	spinlock_t *ptl; /* of this table */
 
 	start = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
-	if (!start)
+	if (!start) {
+		walk_no_table(walk, pmd);
 		return;
+	}
 	if (memfd_hook(BATCHED_FLUSH))
 		flush_tlb_batched_pending(vma->vm_mm);
-	arch_enter_lazy_mmu_mode();
+	memfd_lazy_mmu_enable();
 	for (pte = start; addr != end; pte++, addr += PAGE_SIZE) {
 		pte_t old = ptep_get(pte);
 
@@ -87,7 +98,7 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		walk->flush_start = min(walk->flush_start, addr);
 		walk->flush_end = max(walk->flush_end, addr + PAGE_SIZE);
 	}
-	arch_leave_lazy_mmu_mode();
+	memfd_lazy_mmu_disable();
 	pte_unmap_unlock(start, ptl);
 }
 
@@ -100,9 +111,12 @@ static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 	for (; addr != end; pmd++, addr = next) {
 		next = pmd_addr_end(addr, end);
 		/* What it shares is walked where it is found, in the host. */
-		if (pmd_none(pmdp_get_lockless(pmd)) ||
-		    ptshare_shares(walk->vma, addr))
+		if (ptshare_shares(walk->vma, addr))
 			continue;
+		if (pmd_none(pmdp_get_lockless(pmd))) {
+			walk_no_table(walk, pmd);
+			continue;
+		}
 		walk_table(walk, pmd, addr, next);
 		if (fatal_signal_pending(current))
 			return -EINTR;
@@ -279,8 +293,7 @@ int memfd_walk_protect(struct address_space *mapping,
 	smp_mb();
 
 	i_mmap_lock_read(mapping);
-	vma_interval_tree_foreach(vma, &mapping->i_mmap, spans[0].first,
-				  spans[nr - 1].last) {
+	memfd_rmap_foreach(vma, mapping, spans[0].first, spans[nr - 1].last) {
 		if (!(vma->vm_flags & VM_SHARED) ||
 		    !(vma->vm_flags & (VM_WRITE | VM_MAYWRITE)))
 			continue;

@@ -76,7 +76,8 @@
 /* What a shared table cannot express; bits of protection are compared. */
 #define PTSHARE_NEVER	(VM_LOCKED | VM_LOCKONFAULT | VM_HUGEPAGE | VM_HUGETLB | \
 			 VM_IO | VM_PFNMAP | VM_MIXEDMAP | VM_GROWSDOWN | \
-			 VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR)
+			 VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR | \
+			 MEMFD_VM_UFFD_RWP | MEMFD_VM_MAYBE_GUARD)
 
 /* How many VMAs commit_merge() knows of. */
 #define MERGED		4
@@ -153,20 +154,22 @@ static bool soft_dirty_tracked(unsigned long flags)
 	return IS_ENABLED(CONFIG_MEM_SOFT_DIRTY) && !(flags & VM_SOFTDIRTY);
 }
 
-int __ptshare_mmap(struct vm_area_struct *vma)
+int __ptshare_mmap(struct vm_area_struct *vma,
+		   const struct vm_operations_struct **ops, void **data)
 {
 	struct ptshare_vma *pv;
 
-	if (!(vma->vm_flags & VM_MAYSHARE) || !ptshare_of(vma))
+	if (!(vma->vm_flags & VM_MAYSHARE) ||
+	    !ptshare_of_inode(file_inode(vma->vm_file)))
 		return 0;
 	pv = kmem_cache_zalloc(ptshare_vma_cache, GFP_KERNEL);
 	if (!pv)
 		return -ENOMEM;
 	pv->vma = vma;
-	pv->vm_ops = vma->vm_ops;
+	pv->vm_ops = *ops;
 	pv->shares = ptshare_may_share(vma->vm_mm, vma->vm_flags);
-	vma->vm_private_data = pv;
-	vma->vm_ops = &ptshare_guest_vm_ops;
+	vma->vm_private_data = *data = pv;
+	vma->vm_ops = *ops = &ptshare_guest_vm_ops;
 	return 0;
 }
 
@@ -209,8 +212,7 @@ unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
 		return addr;
 	if (len + PMD_SIZE < len)
 		return addr;
-	wide = mm_get_unmapped_area(current->mm, NULL, hint,
-				    len + PMD_SIZE - PAGE_SIZE, 0, flags);
+	wide = memfd_get_unmapped_area(hint, len + PMD_SIZE - PAGE_SIZE, flags);
 	if (IS_ERR_VALUE(wide))
 		return addr;
 	return wide + ((offset - wide) & ~PMD_MASK);
@@ -305,7 +307,7 @@ void __ptshare_insert(struct vm_area_struct *vma, struct address_space *mapping)
 		ptshare_guest_came(ps, vma);
 	}
 	if (has_own_tables(vma))
-		vma_interval_tree_insert(vma, &mapping->i_mmap);
+		memfd_rmap_insert(vma, mapping);
 }
 
 void __ptshare_remove(struct vm_area_struct *vma, struct address_space *mapping)
@@ -315,7 +317,7 @@ void __ptshare_remove(struct vm_area_struct *vma, struct address_space *mapping)
 
 	i_mmap_assert_write_locked(mapping);
 	if (has_own_tables(vma))
-		vma_interval_tree_remove(vma, &mapping->i_mmap);
+		memfd_rmap_remove(vma, mapping);
 	if (pv->start == pv->end)
 		return;
 	interval_tree_remove(&pv->blocks, &ps->guests);
@@ -471,6 +473,35 @@ void __ptshare_unshare_mm(struct mm_struct *mm)
 	}
 }
 
+/**
+ * ptshare_unshare_range() - VMAs are about to get entries that are a process's own
+ * @mm: The address space.
+ * @start: First address.
+ * @end: End.
+ *
+ * They get page tables of their own, and never share again.
+ *
+ * Context: Sleeps. No locks.
+ * Return: 0 or -EINTR.
+ */
+int ptshare_unshare_range(struct mm_struct *mm, unsigned long start,
+			  unsigned long end)
+{
+	VMA_ITERATOR(vmi, mm, start);
+	struct vm_area_struct *vma;
+
+	if (mmap_write_lock_killable(mm))
+		return -EINTR;
+	for_each_vma_range(vmi, vma, end) {
+		if (!ptshare_may_link(vma))
+			continue;
+		ptshare_vma(vma)->never = true;
+		set_shares(vma, false);
+	}
+	mmap_write_unlock(mm);
+	return 0;
+}
+
 void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
 {
 	if (IS_ALIGNED(addr, PMD_SIZE) || !ptshare_shares(vma, addr) ||
@@ -550,18 +581,47 @@ static bool join_blocks(struct vm_area_struct **vmas, unsigned long start,
 	return empty;
 }
 
+/*
+ * VMAs with guard regions are merged with others, and what comes of it may have
+ * them. Their markers are entries that must not be lost.
+ */
+static bool may_have_guards(struct vm_area_struct **vmas, unsigned long flags)
+{
+	for (int i = 0; i < MERGED; i++)
+		if (vmas[i])
+			flags |= vmas[i]->vm_flags;
+	return flags & MEMFD_VM_MAYBE_GUARD;
+}
+
+/* VMAs that are merged have page tables of their own only from now on. */
+static void merge_ordinary(struct vm_area_struct **vmas,
+			   struct vm_area_struct *to)
+{
+	for (int i = 0; i < MERGED; i++)
+		if (vmas[i])
+			ptshare_unlink(vmas[i], vmas[i]->vm_start,
+				       vmas[i]->vm_end);
+	ptshare_vma(to)->shares = false;
+	ptshare_vma(to)->never = true;
+}
+
 void __ptshare_merge(struct vm_area_struct *vma, struct vm_area_struct *adjust,
 		     struct vm_area_struct *remove,
 		     struct vm_area_struct *remove2, unsigned long start,
-		     unsigned long end, long adj_start)
+		     unsigned long end, unsigned long flags)
 {
 	struct vm_area_struct *vmas[MERGED] = { vma, adjust, remove, remove2 };
 	struct vm_area_struct *to = vma;
+	bool grows = adjust && end < adjust->vm_start;
 	bool empty = true;
 
-	if (adjust && adj_start < 0) {
+	if (may_have_guards(vmas, flags)) {
+		merge_ordinary(vmas, grows ? adjust : vma);
+		return;
+	}
+	if (grows) {
 		to = adjust;
-		start = adjust->vm_start + adj_start;
+		start = end;
 		end = adjust->vm_end;
 		empty &= hand_over(vma, to, start, vma->vm_end);
 		ptshare_split(vma, start);
@@ -580,12 +640,7 @@ void __ptshare_merge(struct vm_area_struct *vma, struct vm_area_struct *adjust,
 	if (empty)
 		return;
 	/* Something is left that no table of the file can have. */
-	for (int i = 0; i < MERGED; i++)
-		if (vmas[i])
-			ptshare_unlink(vmas[i], vmas[i]->vm_start,
-				       vmas[i]->vm_end);
-	ptshare_vma(to)->shares = false;
-	ptshare_vma(to)->never = true;
+	merge_ordinary(vmas, to);
 }
 
 bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
@@ -593,7 +648,7 @@ bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
 {
 	if (!ptshare_vma(vma)->shares && !ptshare_vma(new_vma)->shares)
 		return false;
-	zap_page_range_single(vma, addr, len, NULL);
+	memfd_zap_range(vma, addr, len, NULL);
 	if (ptshare_guest(vma) != ptshare_guest(new_vma))
 		count_vm_event(ptshare_guest(vma) ? PTSHARE_UNSHARE :
 						    PTSHARE_SHARE);

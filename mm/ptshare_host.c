@@ -214,7 +214,7 @@ static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
 
 	if (!ptshare_next_pmd(vma->vm_mm, &addr, end))
 		return;
-	zap_page_range_single(vma, start, end - start, NULL);
+	memfd_zap_range(vma, start, end - start, NULL);
 	for (; (pmd = ptshare_next_pmd(vma->vm_mm, &addr, end));
 	     addr += PMD_SIZE)
 		uncount_table(ps, pmd);
@@ -302,9 +302,9 @@ static bool find_unused(struct ptshare *ps, unsigned int classes,
 static void zap_tables(struct ptshare *ps, enum ptshare_class class,
 		       pgoff_t first, pgoff_t last)
 {
-	zap_page_range_single(ps->vma[class],
-			      PTSHARE_BASE(class) + (first << PAGE_SHIFT),
-			      (last + 1 - first) << PAGE_SHIFT, NULL);
+	memfd_zap_range(ps->vma[class],
+			PTSHARE_BASE(class) + (first << PAGE_SHIFT),
+			(last + 1 - first) << PAGE_SHIFT, NULL);
 }
 
 /*
@@ -534,8 +534,8 @@ static int host_add_vma(struct ptshare *ps, enum ptshare_class class)
 		return -ENOMEM;
 	if (class == PTSHARE_RW)
 		flags |= VM_WRITE;
-	vma_set_range(vma, PTSHARE_BASE(class),
-		      PTSHARE_BASE(class) + PTSHARE_SPAN, 0);
+	vma->vm_start = PTSHARE_BASE(class);
+	vma->vm_end = PTSHARE_BASE(class) + PTSHARE_SPAN;
 	vm_flags_init(vma, flags);
 	vma->vm_ops = &ptshare_host_vm_ops;
 	vma->vm_file = get_file(&ps->file);
@@ -557,14 +557,14 @@ static int host_add_vma(struct ptshare *ps, enum ptshare_class class)
  */
 static void host_init_file(struct ptshare *ps, struct file *file)
 {
-	atomic_long_set(&ps->file.f_count, 1);
+	memfd_file_ref_init(&ps->file);
 	ps->file.f_mode = FMODE_READ;
 	ps->file.f_flags = O_RDONLY | O_NOATIME;
 	ps->file.f_op = file->f_op;
-	ps->file.f_path.mnt = file->f_path.mnt;
+	memfd_file_path(&ps->file)->mnt = file->f_path.mnt;
 	ps->file.f_inode = file_inode(file);
 	ps->file.f_mapping = file->f_mapping;
-	ps->file.f_cred = &init_cred;
+	ps->file.f_cred = memfd_kernel_cred();
 }
 
 /*
@@ -600,7 +600,7 @@ static void host_end(struct ptshare *ps)
 	WRITE_ONCE(ps->mm->ptshare, NULL);
 	free_first_pmds(ps);
 	mmput(ps->mm);
-	WARN_ON_ONCE(atomic_long_read(&ps->file.f_count) != 1);
+	WARN_ON_ONCE(file_count(&ps->file) != 1);
 }
 
 static int host_init(struct ptshare *ps, struct file *file)
@@ -617,7 +617,7 @@ static int host_init(struct ptshare *ps, struct file *file)
 	RCU_INIT_POINTER(mm->owner, NULL);
 #endif
 	/* Its maker's, such as whether it wants huge pages, are not for all. */
-	mm->flags = 0;
+	memfd_mm_flags_clear(mm);
 	put_user_ns(mm->user_ns);
 	mm->user_ns = get_user_ns(&init_user_ns);
 	mm->ptshare = ps;

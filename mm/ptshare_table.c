@@ -432,6 +432,6 @@ bool ptshare_drop_entries(struct vm_area_struct *vma, unsigned long start,
 
 	if (tables_empty(vma->vm_mm, start, end))
 		return true;
-	zap_page_range_single(vma, start, end - start, &details);
+	memfd_zap_range(vma, start, end - start, &details);
 	return tables_empty(vma->vm_mm, start, end);
 }

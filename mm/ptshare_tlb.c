@@ -21,7 +21,9 @@
  *
  * CPUs are interrupted if they run a guest, and no others. If it is one guest, it is
  * told the range. If there are more, their CPUs are interrupted at once, and flush
- * the whole address space that they run: each would need other addresses.
+ * the whole address space that they run: each would need other addresses. Processors
+ * with INVLPGB need no interrupts, and may keep entries of an address space that they
+ * do not run: arch_tlbbatch_flush() tells all of them to forget all.
  */
 
 #include <linux/mm.h>
@@ -99,6 +101,7 @@ static void add_mm(struct arch_tlbflush_unmap_batch *batch, struct mm_struct *mm
 	/* It has no MMU notifiers that would have to be told. */
 	inc_mm_tlb_gen(mm);
 	cpumask_or(&batch->cpumask, &batch->cpumask, mm_cpumask(mm));
+	memfd_tlbbatch_unmapped(batch);
 }
 
 static void flush_one(const struct ptshare_vma *guest, pgoff_t first,
@@ -138,7 +141,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	list_for_each_entry(guest, &ps->mms, mms) {
 		if (!may_map(guest, first, last))
 			continue;
-		if (!one && !cpumask_empty(mm_cpumask(guest->mm))) {
+		if (!one && memfd_mm_in_tlbs(guest->mm)) {
 			one = guest;
 			continue;
 		}
@@ -146,7 +149,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	}
 	if (one)
 		flush_one(one, first, last, freed_tables);
-	if (!cpumask_empty(&batch->cpumask))
+	if (memfd_tlbbatch_pending(batch))
 		arch_tlbbatch_flush(batch);
 	put_cpu_ptr(&flush_batch);
 }
@@ -155,12 +158,14 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
  * ptshare_tlbbatch_add() - flush the guests of a host later
  * @batch: What is to be flushed.
  * @host: The host.
- * @addr: Address of the page in the host.
+ * @start: First address in the host.
+ * @end: End.
  *
  * Context: i_mmap_rwsem of the file, page table lock.
  */
 void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
-			  struct mm_struct *host, unsigned long addr)
+			  struct mm_struct *host, unsigned long start,
+			  unsigned long end)
 {
 	struct ptshare *ps = READ_ONCE(host->ptshare);
 	struct ptshare_vma *guest;
@@ -169,7 +174,7 @@ void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
 	if (!ps || !ptshare_rule(BATCH))
 		return;
 	i_mmap_assert_locked(ps->mapping);
-	ptshare_host_range(addr, addr + PAGE_SIZE, &first, &last);
+	ptshare_host_range(start, end, &first, &last);
 	list_for_each_entry(guest, &ps->mms, mms)
 		if (may_map(guest, first, last))
 			add_mm(batch, guest->mm);

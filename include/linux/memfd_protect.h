@@ -96,7 +96,10 @@ static inline bool memfd_protect_no_fill(const struct vm_area_struct *vma)
 
 int memfd_protect_create(struct file *file);
 void memfd_protect_evict(struct inode *inode);
-void memfd_protect_mmap(struct inode *inode, struct vm_area_struct *vma);
+bool memfd_protected(struct inode *inode);
+const struct vm_operations_struct *
+memfd_protect_mmap(struct inode *inode, bool shared,
+		   const struct vm_operations_struct *ops);
 void memfd_protect_open(struct inode *inode, struct file *file);
 void memfd_protect_show_fdinfo(struct seq_file *m, struct file *file);
 unsigned int memfd_protect_seals(struct file *file);
@@ -453,8 +456,19 @@ static inline int memfd_protect_create(struct file *file)
 }
 
 static inline void memfd_protect_evict(struct inode *inode) { }
-static inline void memfd_protect_mmap(struct inode *inode,
-				      struct vm_area_struct *vma) { }
+
+static inline bool memfd_protected(struct inode *inode)
+{
+	return false;
+}
+
+static inline const struct vm_operations_struct *
+memfd_protect_mmap(struct inode *inode, bool shared,
+		   const struct vm_operations_struct *ops)
+{
+	return ops;
+}
+
 static inline void memfd_protect_open(struct inode *inode, struct file *file) { }
 static inline void memfd_protect_show_fdinfo(struct seq_file *m,
 					     struct file *file) { }

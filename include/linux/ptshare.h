@@ -9,6 +9,7 @@
 
 #include <linux/interval_tree.h>
 #include <linux/list.h>
+#include <linux/memfd_compat.h>
 #include <linux/mm.h>
 #include <linux/ptshare_types.h>
 #include <linux/rbtree.h>
@@ -106,6 +107,19 @@ static inline bool ptshare_guest(const struct vm_area_struct *vma)
 }
 
 /**
+ * ptshare_may_link() - whether a VMA would link to page tables of its file
+ * @vma: The VMA.
+ *
+ * Return: True if so, for blocks that it has, or gets when it is merged.
+ */
+static inline bool ptshare_may_link(const struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	return pv && pv->shares;
+}
+
+/**
  * ptshare_shares() - whether an address is in a block that its VMA shares
  * @vma: The VMA.
  * @addr: The address.
@@ -184,7 +198,8 @@ static inline pgoff_t ptshare_own_last(const struct vm_area_struct *vma)
 }
 
 /* mm/ptshare.c */
-int __ptshare_mmap(struct vm_area_struct *vma);
+int __ptshare_mmap(struct vm_area_struct *vma,
+		   const struct vm_operations_struct **ops, void **data);
 int __ptshare_dup_vma(struct vm_area_struct *vma);
 void __ptshare_free_vma(struct vm_area_struct *vma);
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
@@ -198,12 +213,14 @@ void __ptshare_split(struct vm_area_struct *vma, unsigned long addr);
 void __ptshare_merge(struct vm_area_struct *vma, struct vm_area_struct *adjust,
 		     struct vm_area_struct *remove,
 		     struct vm_area_struct *remove2, unsigned long start,
-		     unsigned long end, long adj_start);
+		     unsigned long end, unsigned long flags);
 void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags);
 bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
 		    struct vm_area_struct *new_vma, unsigned long len);
 void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma);
 void __ptshare_unshare_mm(struct mm_struct *mm);
+int ptshare_unshare_range(struct mm_struct *mm, unsigned long start,
+			  unsigned long end);
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
 					     pgoff_t first, pgoff_t last);
 struct vm_area_struct *ptshare_next_guest(struct vm_area_struct *guest,
@@ -241,16 +258,22 @@ struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma);
 
 /**
  * ptshare_mmap() - a file is mapped
- * @vma: The new VMA, its operations set.
+ * @vma: The new VMA, its file set. Not in the file's trees yet.
+ * @ops: The operations that it is to have.
+ * @data: Its private data.
  *
- * It shares what it can if its file has MFD_SHARE_PGTABLES.
+ * It shares what it can if its file has MFD_SHARE_PGTABLES. Then it gets operations
+ * and data of its own, at once, and who is going to set them is told.
  *
  * Context: mmap lock for writing.
  * Return: 0 or -ENOMEM.
  */
-static inline int ptshare_mmap(struct vm_area_struct *vma)
+static inline int ptshare_mmap(struct vm_area_struct *vma,
+			       const struct vm_operations_struct **ops,
+			       void **data)
 {
-	return static_branch_unlikely(&ptshare_used) ? __ptshare_mmap(vma) : 0;
+	return static_branch_unlikely(&ptshare_used) ?
+	       __ptshare_mmap(vma, ops, data) : 0;
 }
 
 /**
@@ -313,7 +336,7 @@ static inline void ptshare_i_mmap_insert(struct vm_area_struct *vma,
 	if (ptshare_vma(vma))
 		__ptshare_insert(vma, mapping);
 	else
-		vma_interval_tree_insert(vma, &mapping->i_mmap);
+		memfd_rmap_insert(vma, mapping);
 }
 
 /**
@@ -329,7 +352,7 @@ static inline void ptshare_i_mmap_remove(struct vm_area_struct *vma,
 	if (ptshare_vma(vma))
 		__ptshare_remove(vma, mapping);
 	else
-		vma_interval_tree_remove(vma, &mapping->i_mmap);
+		memfd_rmap_remove(vma, mapping);
 }
 
 /**
@@ -381,12 +404,12 @@ static inline void ptshare_split(struct vm_area_struct *vma, unsigned long addr)
 /**
  * ptshare_merge() - VMAs are about to be merged, as commit_merge() is told
  * @vma: The VMA that is going to have the range.
- * @adjust: Its neighbour that shrinks, or grows if @adj_start is negative.
+ * @adjust: Its neighbour whose start is going to be @end.
  * @remove: The VMA that is merged into @vma.
  * @remove2: The one behind that.
  * @start: Begin of the range.
  * @end: End of the range.
- * @adj_start: How far the start of @adjust moves.
+ * @flags: The flags of what is merged, some of which last.
  *
  * Blocks that become whole lose the entries of their own, to be shared.
  *
@@ -397,11 +420,11 @@ static inline void ptshare_merge(struct vm_area_struct *vma,
 				 struct vm_area_struct *remove,
 				 struct vm_area_struct *remove2,
 				 unsigned long start, unsigned long end,
-				 long adj_start)
+				 unsigned long flags)
 {
 	if (ptshare_vma(vma))
 		__ptshare_merge(vma, adjust, remove, remove2, start, end,
-				adj_start);
+				flags);
 }
 
 /**
@@ -685,6 +708,11 @@ static inline bool ptshare_guest(const struct vm_area_struct *vma)
 	return false;
 }
 
+static inline bool ptshare_may_link(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
 static inline bool ptshare_shares(const struct vm_area_struct *vma,
 				  unsigned long addr)
 {
@@ -720,7 +748,9 @@ static inline int ptshare_create(struct file *file)
 
 static inline void ptshare_evict(struct inode *inode) { }
 
-static inline int ptshare_mmap(struct vm_area_struct *vma)
+static inline int ptshare_mmap(struct vm_area_struct *vma,
+			       const struct vm_operations_struct **ops,
+			       void **data)
 {
 	return 0;
 }
@@ -745,13 +775,13 @@ static inline void ptshare_show_fdinfo(struct seq_file *m, struct file *file) { 
 static inline void ptshare_i_mmap_insert(struct vm_area_struct *vma,
 					 struct address_space *mapping)
 {
-	vma_interval_tree_insert(vma, &mapping->i_mmap);
+	memfd_rmap_insert(vma, mapping);
 }
 
 static inline void ptshare_i_mmap_remove(struct vm_area_struct *vma,
 					 struct address_space *mapping)
 {
-	vma_interval_tree_remove(vma, &mapping->i_mmap);
+	memfd_rmap_remove(vma, mapping);
 }
 
 static inline void ptshare_unlinked(struct vm_area_struct *vma) { }
@@ -769,7 +799,7 @@ static inline void ptshare_merge(struct vm_area_struct *vma,
 				 struct vm_area_struct *remove,
 				 struct vm_area_struct *remove2,
 				 unsigned long start, unsigned long end,
-				 long adj_start) { }
+				 unsigned long flags) { }
 
 static inline struct vm_area_struct *
 ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
@@ -786,6 +816,12 @@ static inline bool ptshare_move(struct vm_area_struct *vma, unsigned long addr,
 
 static inline void ptshare_unshare_soft_dirty(struct vm_area_struct *vma) { }
 static inline void ptshare_unshare_mm(struct mm_struct *mm) { }
+
+static inline int ptshare_unshare_range(struct mm_struct *mm,
+					unsigned long start, unsigned long end)
+{
+	return 0;
+}
 
 static inline vm_fault_t ptshare_fault(struct vm_area_struct *vma,
 				       unsigned long address,

@@ -17,7 +17,8 @@ DECLARE_STATIC_KEY_FALSE(ptshare_used);
 void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 		       unsigned long end, bool freed_tables);
 void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
-			  struct mm_struct *host, unsigned long addr);
+			  struct mm_struct *host, unsigned long start,
+			  unsigned long end);
 
 /**
  * ptshare_host_mm() - whether an mm_struct owns page tables that others link to
@@ -44,7 +45,8 @@ static inline void ptshare_flush_tlb(struct mm_struct *host,
 				     bool freed_tables) { }
 static inline void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
 					struct mm_struct *host,
-					unsigned long addr) { }
+					unsigned long start,
+					unsigned long end) { }
 
 #endif /* CONFIG_PTSHARE */
 

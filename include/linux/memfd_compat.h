@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What differs between the kernels that memfd_protect and ptshare are for.
+ *
+ * Our files are written for the newest one, and this makes older ones look like
+ * it. All names are our own: core files include this header, and are to find
+ * their own functions there.
+ */
+#ifndef _LINUX_MEMFD_COMPAT_H
+#define _LINUX_MEMFD_COMPAT_H
+
+#include <linux/mm.h>
+#include <linux/pgtable.h>
+#include <linux/version.h>
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 3, 0)
+
+#define memfd_lazy_mmu_enable()		lazy_mmu_mode_enable()
+#define memfd_lazy_mmu_disable()	lazy_mmu_mode_disable()
+
+#define MEMFD_MAPPING_FLAGS		FOLIO_MAPPING_FLAGS
+#define memfd_pte_uffd(pte)		pte_uffd(pte)
+
+#define MEMFD_VM_UFFD_RWP		VM_UFFD_RWP
+#define MEMFD_VM_MAYBE_GUARD		VM_MAYBE_GUARD
+
+#define memfd_rmap_insert(vma, mapping)	mapping_rmap_tree_insert(vma, mapping)
+#define memfd_rmap_remove(vma, mapping)	mapping_rmap_tree_remove(vma, mapping)
+#define memfd_rmap_foreach(vma, mapping, first, last) \
+	mapping_rmap_tree_foreach(vma, mapping, first, last)
+
+/* With mm/internal.h and <asm/tlb.h> */
+#define memfd_zap_range(vma, addr, size, details)			\
+do {									\
+	struct mmu_gather __tlb;					\
+									\
+	tlb_gather_mmu(&__tlb, (vma)->vm_mm);				\
+	zap_vma_range_batched(&__tlb, vma, addr, size, details);	\
+	tlb_finish_mmu(&__tlb);						\
+} while (0)
+
+#define memfd_get_unmapped_area(addr, len, flags) \
+	mm_get_unmapped_area(NULL, addr, len, 0, flags)
+#define memfd_mm_flags_clear(mm)	mm_flags_clear_all(mm)
+#define memfd_kernel_cred()		kernel_cred()
+#define memfd_file_ref_init(file)	file_ref_init(&(file)->f_ref, 1)
+#define memfd_file_path(file)		(&(file)->__f_path)
+
+/*
+ * With <asm/tlbflush.h>. What has a global ASID may be in the TLB of a processor that
+ * is not in mm_cpumask().
+ */
+#define memfd_mm_in_tlbs(mm) \
+	(!cpumask_empty(mm_cpumask(mm)) || mm_global_asid(mm))
+#define memfd_tlbbatch_unmapped(batch)	((batch)->unmapped_pages = true)
+#define memfd_tlbbatch_pending(batch)					\
+	(!cpumask_empty(&(batch)->cpumask) ||				\
+	 (cpu_feature_enabled(X86_FEATURE_INVLPGB) && (batch)->unmapped_pages))
+
+#else /* 6.12 */
+
+#define memfd_lazy_mmu_enable()		arch_enter_lazy_mmu_mode()
+#define memfd_lazy_mmu_disable()	arch_leave_lazy_mmu_mode()
+
+#define MEMFD_MAPPING_FLAGS		PAGE_MAPPING_FLAGS
+#define memfd_pte_uffd(pte)		pte_uffd_wp(pte)
+
+#define MEMFD_VM_UFFD_RWP		0
+#define MEMFD_VM_MAYBE_GUARD		0
+
+#define memfd_rmap_insert(vma, mapping) \
+	vma_interval_tree_insert(vma, &(mapping)->i_mmap)
+#define memfd_rmap_remove(vma, mapping) \
+	vma_interval_tree_remove(vma, &(mapping)->i_mmap)
+#define memfd_rmap_foreach(vma, mapping, first, last) \
+	vma_interval_tree_foreach(vma, &(mapping)->i_mmap, first, last)
+
+#define memfd_zap_range(vma, addr, size, details) \
+	zap_page_range_single(vma, addr, size, details)
+#define memfd_get_unmapped_area(addr, len, flags) \
+	mm_get_unmapped_area(current->mm, NULL, addr, len, 0, flags)
+#define memfd_mm_flags_clear(mm)	((mm)->flags = 0)
+#define memfd_kernel_cred()		(&init_cred)
+#define memfd_file_ref_init(file)	atomic_long_set(&(file)->f_count, 1)
+#define memfd_file_path(file)		(&(file)->f_path)
+
+#define memfd_mm_in_tlbs(mm)		(!cpumask_empty(mm_cpumask(mm)))
+#define memfd_tlbbatch_unmapped(batch)	do { } while (0)
+#define memfd_tlbbatch_pending(batch)	(!cpumask_empty(&(batch)->cpumask))
+
+#endif
+
+#endif /* _LINUX_MEMFD_COMPAT_H */
