@@ -618,8 +618,7 @@ static int host_init(struct ptshare *ps, struct file *file)
 #endif
 	/* Its maker's, such as whether it wants huge pages, are not for all. */
 	memfd_mm_flags_clear(mm);
-	put_user_ns(mm->user_ns);
-	mm->user_ns = get_user_ns(&init_user_ns);
+	memfd_mm_init_user_ns(mm);
 	mm->ptshare = ps;
 	ps->mm = mm;
 	host_init_file(ps, file);

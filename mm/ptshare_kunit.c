@@ -24,7 +24,9 @@ static struct vm_area_struct *make_vma(struct kunit *test, unsigned long start,
 	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, vma);
 	vma->vm_mm = &init_mm;
-	vma_set_range(vma, start, start + tables * PMD_SIZE, pgoff);
+	vma->vm_start = start;
+	vma->vm_end = start + tables * PMD_SIZE;
+	vma->vm_pgoff = pgoff;
 	return vma;
 }
 
@@ -50,7 +52,8 @@ static void flags_that_do_not(struct kunit *test)
 	static const unsigned long never[] = {
 		VM_LOCKED, VM_LOCKONFAULT, VM_HUGEPAGE, VM_HUGETLB, VM_IO,
 		VM_PFNMAP, VM_MIXEDMAP, VM_GROWSDOWN, VM_UFFD_MISSING,
-		VM_UFFD_WP, VM_UFFD_MINOR, VM_EXEC,
+		VM_UFFD_WP, VM_UFFD_MINOR, VM_EXEC, MEMFD_VM_UFFD_RWP,
+		MEMFD_VM_MAYBE_GUARD,
 	};
 
 	for (int i = 0; i < ARRAY_SIZE(never); i++)

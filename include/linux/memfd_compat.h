@@ -42,6 +42,8 @@ do {									\
 #define memfd_get_unmapped_area(addr, len, flags) \
 	mm_get_unmapped_area(NULL, addr, len, 0, flags)
 #define memfd_mm_flags_clear(mm)	mm_flags_clear_all(mm)
+/* Its user namespace is with what exec() has made. */
+#define memfd_mm_init_user_ns(mm)	do { } while (0)
 #define memfd_kernel_cred()		kernel_cred()
 #define memfd_file_ref_init(file)	file_ref_init(&(file)->f_ref, 1)
 #define memfd_file_path(file)		(&(file)->__f_path)
@@ -80,6 +82,12 @@ do {									\
 #define memfd_get_unmapped_area(addr, len, flags) \
 	mm_get_unmapped_area(current->mm, NULL, addr, len, 0, flags)
 #define memfd_mm_flags_clear(mm)	((mm)->flags = 0)
+/* With <linux/user_namespace.h> */
+#define memfd_mm_init_user_ns(mm)			\
+do {							\
+	put_user_ns((mm)->user_ns);			\
+	(mm)->user_ns = get_user_ns(&init_user_ns);	\
+} while (0)
 #define memfd_kernel_cred()		(&init_cred)
 #define memfd_file_ref_init(file)	atomic_long_set(&(file)->f_count, 1)
 #define memfd_file_path(file)		(&(file)->f_path)
