@@ -417,7 +417,7 @@ static void release_later(struct ptshare *ps, struct file *file,
 			return;
 	}
 	INIT_WORK(&ps->work, release_kthread_work);
-	queue_work(system_unbound_wq, &ps->work);
+	queue_work(memfd_unbound_wq, &ps->work);
 }
 
 static bool has_unused(struct ptshare *ps, unsigned int classes, pgoff_t first,

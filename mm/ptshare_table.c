@@ -429,7 +429,10 @@ static bool tables_empty(struct mm_struct *mm, unsigned long start,
 bool ptshare_drop_entries(struct vm_area_struct *vma, unsigned long start,
 			  unsigned long end)
 {
-	struct zap_details details = { .zap_flags = ZAP_FLAG_DROP_MARKER };
+	struct zap_details details = {
+		MEMFD_ZAP_KEEP_POISON
+		.zap_flags = ZAP_FLAG_DROP_MARKER,
+	};
 
 	if (tables_empty(vma->vm_mm, start, end))
 		return true;

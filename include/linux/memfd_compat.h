@@ -29,6 +29,11 @@
 #define memfd_rmap_foreach(vma, mapping, first, last) \
 	mapping_rmap_tree_foreach(vma, mapping, first, last)
 
+#define memfd_unbound_wq		system_dfl_wq
+
+/* What keeps COWed pages keeps entries of poisoned memory. */
+#define MEMFD_ZAP_KEEP_POISON		.skip_cows = true,
+
 /* With mm/internal.h and <asm/tlb.h> */
 #define memfd_zap_range(vma, addr, size, details)			\
 do {									\
@@ -76,6 +81,10 @@ do {									\
 	vma_interval_tree_remove(vma, &(mapping)->i_mmap)
 #define memfd_rmap_foreach(vma, mapping, first, last) \
 	vma_interval_tree_foreach(vma, &(mapping)->i_mmap, first, last)
+
+#define memfd_unbound_wq		system_unbound_wq
+
+#define MEMFD_ZAP_KEEP_POISON		/* unless .even_cows */
 
 #define memfd_zap_range(vma, addr, size, details) \
 	zap_page_range_single(vma, addr, size, details)
