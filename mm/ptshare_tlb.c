@@ -89,8 +89,13 @@ void ptshare_guest_range(const struct ptshare_vma *guest, pgoff_t first,
  */
 static bool may_map(const struct ptshare_vma *guest, pgoff_t first, pgoff_t last)
 {
-	return !list_empty(&guest->same_mm) ||
-	       (guest->blocks.start <= last && guest->blocks.last >= first);
+	return (guest->blocks.start <= last && guest->blocks.last >= first) ||
+	       !list_empty(&guest->same_mm);
+}
+
+static bool runs(struct mm_struct *mm)
+{
+	return unlikely(!cpumask_empty(mm_cpumask(mm)));
 }
 
 /* The generation comes first, then the CPUs: the other way round than they do. */
@@ -98,7 +103,8 @@ static void add_mm(struct arch_tlbflush_unmap_batch *batch, struct mm_struct *mm
 {
 	/* It has no MMU notifiers that would have to be told. */
 	inc_mm_tlb_gen(mm);
-	cpumask_or(&batch->cpumask, &batch->cpumask, mm_cpumask(mm));
+	if (runs(mm))
+		cpumask_or(&batch->cpumask, &batch->cpumask, mm_cpumask(mm));
 }
 
 static void flush_one(const struct ptshare_vma *guest, pgoff_t first,
@@ -138,7 +144,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	list_for_each_entry(guest, &ps->mms, mms) {
 		if (!may_map(guest, first, last))
 			continue;
-		if (!one && !cpumask_empty(mm_cpumask(guest->mm))) {
+		if (runs(guest->mm) && !one) {
 			one = guest;
 			continue;
 		}
