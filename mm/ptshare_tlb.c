@@ -98,13 +98,20 @@ static bool runs(struct mm_struct *mm)
 	return unlikely(!cpumask_empty(mm_cpumask(mm)));
 }
 
+/* Not often, and out of the way of those that do not run. */
+static noinline void add_cpus(struct arch_tlbflush_unmap_batch *batch,
+			      struct mm_struct *mm)
+{
+	cpumask_or(&batch->cpumask, &batch->cpumask, mm_cpumask(mm));
+}
+
 /* The generation comes first, then the CPUs: the other way round than they do. */
 static void add_mm(struct arch_tlbflush_unmap_batch *batch, struct mm_struct *mm)
 {
 	/* It has no MMU notifiers that would have to be told. */
 	inc_mm_tlb_gen(mm);
 	if (runs(mm))
-		cpumask_or(&batch->cpumask, &batch->cpumask, mm_cpumask(mm));
+		add_cpus(batch, mm);
 }
 
 static void flush_one(const struct ptshare_vma *guest, pgoff_t first,
