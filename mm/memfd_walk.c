@@ -65,6 +65,7 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		       unsigned long end)
 {
 	struct vm_area_struct *vma = walk->vma;
+	unsigned long first = end, behind = end;
 	pte_t *start, *pte;
 	spinlock_t *ptl; /* of this table */
 
@@ -82,10 +83,12 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		old = ptep_modify_prot_start(vma, addr, pte);
 		ptep_modify_prot_commit(vma, addr, pte, old,
 					pte_wrprotect(old));
-		if (memfd_hook(FLUSH))
-			tlb_flush_pte_range(&walk->tlb, addr, PAGE_SIZE);
+		first = min(first, addr);
+		behind = addr + PAGE_SIZE;
 	}
 	arch_leave_lazy_mmu_mode();
+	if (first < end && memfd_hook(FLUSH))
+		tlb_flush_pte_range(&walk->tlb, first, behind - first);
 	pte_unmap_unlock(start, ptl);
 }
 
