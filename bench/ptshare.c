@@ -366,6 +366,7 @@ static void protect_round(struct pool *p, int nfd, struct walk *w,
 	unprotect(p->fd, 0, SIZE);
 
 	tell(p, p->nr, WRITE_ALL);
+	usleep(20000);	/* until they are asleep, and their CPUs idle */
 	begin();
 	protect(p->fd, 0, PAGE, MEMFD_PROTECT_WAIT);
 	end_us(&w->page->value[side], 1);

@@ -27,9 +27,9 @@
  *
  * TLB: others may have taken write access away, under the same page table lock,
  * and not have flushed yet. Reclaim's batches are flushed for each table
- * (flush_tlb_batched_pending()), everyone else's when tlb_flush_pending tells
- * of a second party. Whoever frees a table (PT_RECLAIM) empties its PMD entry before
- * he flushes: then it is the lock of the PMD table that orders the two.
+ * (flush_tlb_batched_pending()), everyone else's when tlb_finish_mmu() finds that
+ * there is a second party. Whoever frees a table (PT_RECLAIM) empties its PMD entry
+ * before he flushes: then it is the lock of the PMD table that orders the two.
  *
  * Files with protection are never mapped with huge entries (do_set_pmd()).
  */
@@ -41,7 +41,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
-#include <asm/tlbflush.h>
+#include <asm/tlb.h>
 
 #include "internal.h"
 #include "memfd_debug.h"
@@ -56,13 +56,11 @@
 /**
  * struct memfd_walk - the walk in one VMA
  * @vma: The VMA.
- * @flush_start: First address that lost write access.
- * @flush_end: End of the last one.
+ * @tlb: What lost write access, and is to be flushed.
  */
 struct memfd_walk {
 	struct vm_area_struct *vma;
-	unsigned long flush_start;
-	unsigned long flush_end;
+	struct mmu_gather tlb;
 };
 
 /* There is no table. What has been in one may not have been flushed yet. */
@@ -76,6 +74,7 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		       unsigned long end)
 {
 	struct vm_area_struct *vma = walk->vma;
+	unsigned long first = end, behind = end;
 	pte_t *start, *pte;
 	spinlock_t *ptl; /* of this table */
 
@@ -95,10 +94,12 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		old = ptep_modify_prot_start(vma, addr, pte);
 		ptep_modify_prot_commit(vma, addr, pte, old,
 					pte_wrprotect(old));
-		walk->flush_start = min(walk->flush_start, addr);
-		walk->flush_end = max(walk->flush_end, addr + PAGE_SIZE);
+		first = min(first, addr);
+		behind = addr + PAGE_SIZE;
 	}
 	memfd_lazy_mmu_disable();
+	if (first < end && memfd_hook(FLUSH))
+		tlb_flush_pte_range(&walk->tlb, first, behind - first);
 	pte_unmap_unlock(start, ptl);
 }
 
@@ -233,16 +234,27 @@ static unsigned int find_span(const struct memfd_span *spans, unsigned int nr,
 	return low;
 }
 
+/* Ends what tlb_gather_mmu() began, for others too who have not flushed yet. */
+static void flush(struct mmu_gather *tlb)
+{
+	if (memfd_hook(NESTED_FLUSH)) {
+		tlb_finish_mmu(tlb);
+		return;
+	}
+	tlb_flush_mmu(tlb);
+	dec_tlb_flush_pending(tlb->mm);
+}
+
 /*
  * TLBs are flushed once, behind all spans. What a secondary MMU finds when it faults
- * in before that is read-only.
+ * in before that is read-only. No table goes, so CPUs that run the address space
+ * lazily need not be interrupted.
  */
 static int walk_vma(struct vm_area_struct *vma, const struct memfd_span *spans,
 		    unsigned int nr)
 {
-	struct memfd_walk walk = { .vma = vma, .flush_start = ULONG_MAX };
-	struct mm_struct *mm = vma->vm_mm;
-	unsigned long start, end, from, to;
+	struct memfd_walk walk = { .vma = vma };
+	unsigned long from, to;
 	unsigned int i, some;
 	int err = 0;
 
@@ -251,23 +263,17 @@ static int walk_vma(struct vm_area_struct *vma, const struct memfd_span *spans,
 	nr -= i;
 	i = find_span(spans, nr, vma->vm_pgoff + vma_pages(vma) - 1);
 	nr = min(nr, i + 1);
-	if (nr && !span_in_vma(vma, &spans[nr - 1], &from, &end))
+	if (nr && !span_in_vma(vma, &spans[nr - 1], &from, &to))
 		nr--;
 	if (!nr)
 		return 0;
-	span_in_vma(vma, &spans[0], &start, &to);
-	span_in_vma(vma, &spans[nr - 1], &from, &end);
 
-	inc_tlb_flush_pending(mm);
+	tlb_gather_mmu(&walk.tlb, vma->vm_mm);
 	for (i = 0; !err && i < nr; i += some) {
 		some = spans_together(&spans[i], nr - i);
 		err = walk_spans(&walk, &spans[i], some);
 	}
-	if (mm_tlb_flush_nested(mm) && memfd_hook(NESTED_FLUSH))
-		flush_tlb_range(vma, start, end);
-	else if (walk.flush_start < walk.flush_end && memfd_hook(FLUSH))
-		flush_tlb_range(vma, walk.flush_start, walk.flush_end);
-	dec_tlb_flush_pending(mm);
+	flush(&walk.tlb);
 	return err;
 }
 

@@ -396,6 +396,8 @@ static bool table_empty(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 	/* What is no table is a huge entry, unless it has just gone. */
 	if (!start)
 		return pmd_none(pmdp_get_lockless(pmd));
+	/* Reclaim may have cleared entries, and not flushed yet. */
+	flush_tlb_batched_pending(mm);
 	for (pte = start; addr < end && pte_none(ptep_get(pte)); pte++)
 		addr += PAGE_SIZE;
 	pte_unmap_unlock(start, ptl);

@@ -91,8 +91,21 @@ void ptshare_guest_range(const struct ptshare_vma *guest, pgoff_t first,
  */
 static bool may_map(const struct ptshare_vma *guest, pgoff_t first, pgoff_t last)
 {
-	return !list_empty(&guest->same_mm) ||
-	       (guest->blocks.start <= last && guest->blocks.last >= first);
+	return (guest->blocks.start <= last && guest->blocks.last >= first) ||
+	       !list_empty(&guest->same_mm);
+}
+
+static bool runs(struct mm_struct *mm)
+{
+	return unlikely(memfd_mm_in_tlbs(mm));
+}
+
+/* Not often, and out of the way of those that do not run. */
+static noinline void add_cpus(struct arch_tlbflush_unmap_batch *batch,
+			      struct mm_struct *mm)
+{
+	cpumask_or(&batch->cpumask, &batch->cpumask, mm_cpumask(mm));
+	memfd_tlbbatch_unmapped(batch);
 }
 
 /* The generation comes first, then the CPUs: the other way round than they do. */
@@ -100,8 +113,8 @@ static void add_mm(struct arch_tlbflush_unmap_batch *batch, struct mm_struct *mm
 {
 	/* It has no MMU notifiers that would have to be told. */
 	inc_mm_tlb_gen(mm);
-	cpumask_or(&batch->cpumask, &batch->cpumask, mm_cpumask(mm));
-	memfd_tlbbatch_unmapped(batch);
+	if (runs(mm))
+		add_cpus(batch, mm);
 }
 
 static void flush_one(const struct ptshare_vma *guest, pgoff_t first,
@@ -141,7 +154,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	list_for_each_entry(guest, &ps->mms, mms) {
 		if (!may_map(guest, first, last))
 			continue;
-		if (!one && memfd_mm_in_tlbs(guest->mm)) {
+		if (runs(guest->mm) && !one) {
 			one = guest;
 			continue;
 		}

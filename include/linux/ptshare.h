@@ -49,6 +49,8 @@ extern const struct vm_operations_struct ptshare_host_vm_ops;
 
 /**
  * struct ptshare_vma - a shared mapping of a file with shared page tables
+ * @mms: In ptshare.mms, if it is the first of @mm. It comes first because flushes
+ *	 go over thousands.
  * @vm_ops: The operations that the VMA would have if its file did not share.
  * @vma: The VMA, whose vm_private_data points here. It has the same lifetime.
  * @mm: The address space of @vma, while it is in the trees.
@@ -60,10 +62,10 @@ extern const struct vm_operations_struct ptshare_host_vm_ops;
  * @never: It must not share again.
  * @blocks: In ptshare.guests, at the page offsets from @start to @end.
  * @by_mm: In ptshare.by_mm, if it is the first of @mm.
- * @mms: In ptshare.mms, if it is the first of @mm.
  * @same_mm: All of @mm and its file, in a ring.
  */
 struct ptshare_vma {
+	struct list_head mms;
 	const struct vm_operations_struct *vm_ops;
 	struct vm_area_struct *vma;
 	struct mm_struct *mm;
@@ -73,7 +75,6 @@ struct ptshare_vma {
 	bool never;
 	struct interval_tree_node blocks;
 	struct rb_node by_mm;
-	struct list_head mms;
 	struct list_head same_mm;
 };
 

@@ -69,6 +69,7 @@ struct shared {
 	unsigned long violations_hold;
 	unsigned long violations_log;
 	unsigned long errors;
+	const char *first_error;	/* the same in all: nobody execs */
 };
 
 static struct shared *shared;
@@ -127,7 +128,12 @@ static int open_nfd(unsigned int *seed)
 
 static void error_once(const char *what, long value)
 {
-	if (__atomic_fetch_add(&shared->errors, 1, __ATOMIC_RELAXED) < 10)
+	unsigned long before = __atomic_fetch_add(&shared->errors, 1,
+						  __ATOMIC_RELAXED);
+
+	if (!before)
+		shared->first_error = what;
+	if (before < 10)
 		ksft_print_msg("unexpected: %s: %ld\n", what, value);
 }
 
@@ -969,8 +975,8 @@ int main(int argc, char **argv)
 			 "no write is missed by the scans (%lu violations)\n",
 			 shared->violations_log);
 	ksft_test_result(!hung && !shared->errors,
-			 "nobody hangs (%u), no unexpected error (%lu)\n", hung,
-			 shared->errors);
+			 "nobody hangs (%u), no unexpected error (%lu, first: %s)\n",
+			 hung, shared->errors, shared->first_error ?: "none");
 	ksft_test_result(powerful, "everything was exercised\n");
 	if (share) {
 		close(memfd);

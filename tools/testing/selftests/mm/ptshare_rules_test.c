@@ -368,8 +368,24 @@ static void page_out(struct peer *p, const struct group *g)
 	}
 }
 
+/*
+ * The page that has just been freed is the first to be given out again. If the
+ * file got it back, stores through a stale entry would reach the file.
+ */
+static void *take_freed_pages(void *before)
+{
+	const size_t len = 1UL << 20;
+	void *now = mmap(NULL, len, PROT_RW,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	if (before != MAP_FAILED)
+		munmap(before, len);
+	return now;
+}
+
 static void scenario_batch(struct scene *s)
 {
+	void *taken = MAP_FAILED;
 	struct spin_state *state = spin_state_alloc();
 	struct spinner spinner;
 	struct peer peer = { 0 };
@@ -391,6 +407,7 @@ static void scenario_batch(struct scene *s)
 
 		faults = faults_of(peer.pid);
 		page_out(&peer, &group);
+		taken = take_freed_pages(taken);
 		check_stores(s, &spinner);
 		/* It has not been taken away from the spinner at all */
 		if (!s->off && faults_of(peer.pid) == faults)

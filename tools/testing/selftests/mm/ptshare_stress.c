@@ -99,6 +99,7 @@ struct shared {
 	unsigned long hold_changed;
 	unsigned long bystander_hit;
 	unsigned long errors;
+	const char *first_error;	/* the same in all: nobody execs */
 	struct spin spin;
 	struct page_state pages[FILES][PAGES];
 };
@@ -138,9 +139,18 @@ static unsigned int take_turn(enum turn what, unsigned int below)
 	return more(shared->turns[what]) % below;
 }
 
+static bool first_errors(const char *what)
+{
+	unsigned long before = more(shared->errors);
+
+	if (!before)
+		shared->first_error = what;
+	return before < 10;
+}
+
 static void error_once(const char *what, long value)
 {
-	if (more(shared->errors) < 10)
+	if (first_errors(what))
 		ksft_print_msg("unexpected: %s: %ld\n", what, value);
 }
 
@@ -359,7 +369,7 @@ static __thread const char *doing = "nothing";
 
 static void not_accessible(const struct visit *v, const char *how)
 {
-	if (more(shared->errors) < 10)
+	if (first_errors(doing))
 		ksft_print_msg("%s: page %zu of '%s' is not %s at %p, pid %d\n",
 			       doing, v->page, files[v->f].name, how,
 			       v->map + v->page * 4096, getpid());
@@ -1833,8 +1843,8 @@ static void report_contents(unsigned int hung)
 			 "anonymous memory is not hit (%lu times)\n",
 			 shared->bystander_hit);
 	ksft_test_result(!hung && !shared->errors,
-			 "nobody hangs (%u), no unexpected error (%lu)\n", hung,
-			 shared->errors);
+			 "nobody hangs (%u), no unexpected error (%lu, first: %s)\n",
+			 hung, shared->errors, shared->first_error ?: "none");
 }
 
 static bool parse(int argc, char **argv, unsigned int *seconds,
