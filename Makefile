@@ -2,9 +2,13 @@
 #
 # What to type: `make help`.  The work is done by scripts/, each of which has a
 # usage text.  Parameters: KVER=7.3 for that kernel instead of 6.12;
-# KSRC=/path/to/linux-6.12.y instead of Debian's source; ARGS="..." for the script of demo, check, check-debug, check-configs, bench, lint.
+# KSRC=/path/to/linux-6.12.y instead of Debian's source; ARGS="..." for the script of
+# demo, check, check-debug, check-distro, check-configs, bench, lint.
 
 MAKEFLAGS += --no-print-directory
+# What is run where all would take too long: a part of each capability, and stress
+SHORT = kunit memfd_protect_test memfd_protect_bounds_test memfd_protect_stress_share \
+	ptshare_test ptshare_edge_test ptshare_block_test ptshare_stress
 export KVER KSRC PATCH FILE QUICK
 
 help:		## show this list
@@ -21,6 +25,11 @@ check: kernel kernel-vanilla programs	## run every test; ends with N passed, N f
 
 check-debug: kernel-debug programs	## run the tests on the debug kernel
 	@scripts/check debug $(ARGS)
+
+check-distro: kernel-vanilla programs	## run the tests on Debian's own config, and a short list with other switches
+	@scripts/build distro
+	@scripts/check --append "preempt=full pti=on" distro $(ARGS)
+	@scripts/check --append "preempt=none nopti no5lvl" distro $(SHORT)
 
 check-configs: kernel-vanilla programs	## build and test the kernels that have a part of our options
 	@scripts/check-configs $(ARGS)
@@ -66,5 +75,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check check-debug check-configs bench shell gdb kernel kernel-debug \
-	kernel-vanilla programs refresh series each-patch lint compile_commands.json clean
+.PHONY: help setup demo check check-debug check-distro check-configs bench shell gdb \
+	kernel kernel-debug kernel-vanilla programs refresh series each-patch lint compile_commands.json clean
