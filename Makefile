@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 # What is run where all would take too long: a part of each capability, and stress
 SHORT = kunit memfd_protect_test memfd_protect_bounds_test memfd_protect_stress_share \
 	ptshare_test ptshare_edge_test ptshare_block_test ptshare_stress
-export KVER KSRC PATCH FILE QUICK
+export KVER KSRC PATCH FILE QUICK FLAVOUR
 
 help:		## show this list
 	@sed -n 's/^\([a-z_.-]*\):[^#]*## /\1\t/p' Makefile | expand -t 24
@@ -62,6 +62,12 @@ refresh:	## bring edits in build/linux back (PATCH=name FILE=path for a new hook
 series: setup	## write the series as git am-able mails to out/
 	@scripts/series out
 
+deb: setup	## make Debian packages in out/deb/ (FLAVOUR=amd64: with all of Debian's modules)
+	@scripts/deb $(ARGS)
+
+check-deb: setup	## install them into a fresh Debian and use them there
+	@scripts/check-deb $(ARGS)
+
 each-patch: setup	## build a kernel after each patch of the series (slow)
 	@scripts/each-patch
 
@@ -76,4 +82,4 @@ clean:		## remove everything that was built
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check check-debug check-distro check-configs bench shell gdb \
-	kernel kernel-debug kernel-vanilla programs refresh series each-patch lint compile_commands.json clean
+	kernel kernel-debug kernel-vanilla programs refresh series deb check-deb each-patch lint compile_commands.json clean

@@ -20,7 +20,7 @@ source_of() { [ "$1" = vanilla ] && echo "$VANILLA" || echo "$LINUX"; }
 obj_of() { echo "$(source_of "$1")/obj-$1"; }
 
 # All kernels, and those with a part of our options: see scripts/build.
-KERNELS=(normal debug distro rt vanilla noshare noprotect neither)
+KERNELS=(normal debug distro rt deb vanilla noshare noprotect neither)
 PARTIAL=(noshare noprotect neither)
 is_kernel() { [[ " ${KERNELS[*]} " = *" $1 "* ]]; }
 
