@@ -48,6 +48,11 @@
 #define __NR_memfd_notify	549
 #endif
 
+#ifndef MADV_GUARD_INSTALL	/* in files since Linux 6.15 */
+#define MADV_GUARD_INSTALL	102
+#define MADV_GUARD_REMOVE	103
+#endif
+
 #define LONG_MS		20000
 #define SHORT_MS	15
 

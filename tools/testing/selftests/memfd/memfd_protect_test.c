@@ -838,6 +838,33 @@ TEST_F(file, deny_store_hole_new_mapping)
 	munmap(op.map, self->size);
 }
 
+/* Guard regions come and go; pages are protected before, meanwhile, and after */
+TEST_F(file, deny_behind_guards)
+{
+	struct op before = op_at(self, 2, 1), between = op_at(self, 3, 1);
+	struct op meanwhile = op_at(self, 4, 1);
+	char *guarded = self->map + before.offset;
+	struct outcome out = { 0 };
+
+	ASSERT_EQ(0, protect_pages(self->fd, 2, 1, MEMFD_PROTECT_DENY));
+	if (madvise(guarded, 3 * self->page, MADV_GUARD_INSTALL))
+		SKIP(return, "no guard regions in files");
+	ASSERT_EQ(0, protect_pages(self->fd, 4, 1, MEMFD_PROTECT_DENY));
+	run_guarded(op_store, &before, &out);
+	EXPECT_EQ(SIGSEGV, out.sig);
+	run_guarded(op_store, &meanwhile, &out);
+	EXPECT_EQ(SIGSEGV, out.sig);
+	EXPECT_TRUE(no_event(self->nfd));
+
+	ASSERT_EQ(0, madvise(guarded, 3 * self->page, MADV_GUARD_REMOVE));
+	run_guarded(op_store, &before, &out);
+	EXPECT_EQ(SIGBUS, out.sig);
+	run_guarded(op_store, &meanwhile, &out);
+	EXPECT_EQ(SIGBUS, out.sig);
+	run_guarded(op_store, &between, &out);
+	EXPECT_EQ(0, out.sig);
+}
+
 /* EPERM for the whole call when one page of it is protected */
 TEST_F(file, deny_write_nothing_written)
 {

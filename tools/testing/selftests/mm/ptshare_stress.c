@@ -81,7 +81,7 @@ struct spin {
 	volatile int ready, stop;
 };
 
-#define NR_OPS		20
+#define NR_OPS		21
 #define NR_ADVICE	14
 
 /* In shared memory: everybody counts here */
@@ -108,6 +108,7 @@ static struct shared *shared;
 static bool unshared;		/* --unshared: ordinary memfds only */
 static bool protection;		/* the kernel has memfd_protect() */
 static bool two_nodes;
+static bool guards;		/* the kernel has guard regions in files */
 static int spin_fd = -1, spin_nfd = -1;
 
 static struct file {
@@ -774,6 +775,23 @@ static bool op_uffd(unsigned int *seed, struct piece *p)
 	return ok;
 }
 
+/* Guards of this process, which nobody else may meet */
+static bool op_guard(unsigned int *seed, struct piece *p)
+{
+	size_t at = rnd(seed, p->len / 4096) * 4096;
+
+	if (space.holes[p->f][p->ro])
+		map_window(p->f, p->ro);
+	if (madvise(p->addr, p->len, MADV_GUARD_INSTALL))
+		return false;
+	if (try_load(p->addr + at) != SIGSEGV)
+		error_once("a guard can be read", p->offset + at);
+	if (madvise(p->addr, p->len, MADV_GUARD_REMOVE))
+		error_once("guards stay", -errno);
+	use_piece(seed, p, p->window);
+	return true;
+}
+
 #define POLICY_DEFAULT	0
 #define POLICY_PREFERRED 1
 #define POLICY_MOVE	2	/* MPOL_MF_MOVE */
@@ -841,7 +859,7 @@ static const struct op {
 	{ "mincore", op_mincore }, { "userfaultfd", op_uffd },
 	{ "mbind", op_mbind }, { "migrate_pages", op_migrate },
 	{ "read /proc", op_read_proc }, { "clear_refs", op_clear_refs },
-	{ "fork", op_fork },
+	{ "fork", op_fork }, { "guard regions", op_guard },
 };
 
 /* Sharing begins anew with each mapping of the whole: that is done most */
@@ -1771,6 +1789,13 @@ static bool print_count(const char *what, const char *name, unsigned long nr,
 	return nr || !expected;
 }
 
+static bool op_expected(bool (*fn)(unsigned int *seed, struct piece *p))
+{
+	if (fn == op_migrate)
+		return two_nodes;
+	return fn != op_guard || guards;
+}
+
 static bool report_counts(void)
 {
 	bool all = true;
@@ -1780,7 +1805,7 @@ static bool report_counts(void)
 				   count_expected(i));
 	for (int i = 0; i < NR_OPS; i++)
 		all &= print_count("mapping:", ops[i].name, shared->ops[i],
-				   ops[i].fn != op_migrate || two_nodes);
+				   op_expected(ops[i].fn));
 	for (int i = 0; i < NR_ADVICE; i++)
 		all &= print_count("madvise:", advice_names[i],
 				   shared->advice[i],
@@ -1867,6 +1892,17 @@ static bool parse(int argc, char **argv, unsigned int *seconds,
 	return *seconds;
 }
 
+static bool have_guards(void)
+{
+	int fd = open_file(0, 4096);
+	char *map = map_file(fd, 0, 4096, PROT_RW);
+	bool have = !madvise(map, 4096, MADV_GUARD_INSTALL);
+
+	munmap(map, 4096);
+	close(fd);
+	return have;
+}
+
 static bool prepare(void)
 {
 	int fd = open_file(MFD_ALLOW_PROTECT, 0);
@@ -1874,6 +1910,7 @@ static bool prepare(void)
 	protection = fd >= 0;
 	if (protection)
 		close(fd);
+	guards = have_guards();
 	two_nodes = !access("/sys/devices/system/node/node1", F_OK);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	shared = mmap(NULL, sizeof(*shared), PROT_RW,

@@ -1056,6 +1056,82 @@ TEST_F(part, mprotect_unaligned_none)
 	EXPECT_RIGHT_SHARED(self);
 }
 
+/* Guards of one process are no business of the others, nor of the file */
+TEST_F(part, guards)
+{
+	char *part = PART_START(self);
+
+	if (madvise(part, PART_SIZE, MADV_GUARD_INSTALL))
+		SKIP(return, "no guard regions in files");
+	EXPECT_EQ(SIGSEGV, try_load(part));
+	EXPECT_EQ(SIGSEGV, try_store(part + PART_SIZE - 1, 1));
+	EXPECT_EQ(0, wrong_around(self->map, variant->first, variant->nr));
+	EXPECT_ORDINARY(self->map, FILE_SIZE);
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+
+	EXPECT_EQ(0, madvise(part, PART_SIZE, MADV_GUARD_REMOVE));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, FILE_PAGES, SEED));
+	fill_pages(self->map, 0, FILE_PAGES, SEED2);
+	self->peer.arg->seed = SEED2;
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+}
+
+/* They outlive changes of rights and advice, and a child has them too */
+TEST_F(part, guards_stay)
+{
+	char *part = PART_START(self);
+	int status;
+	pid_t pid;
+
+	if (madvise(part, PART_SIZE, MADV_GUARD_INSTALL))
+		SKIP(return, "no guard regions in files");
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_READ));
+	EXPECT_EQ(SIGSEGV, try_load(part));
+	EXPECT_EQ(0, wrong_around(self->map, variant->first, variant->nr));
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_RW));
+	EXPECT_EQ(0, madvise(part, PART_SIZE, MADV_RANDOM));
+	EXPECT_EQ(SIGSEGV, try_load(part));
+	EXPECT_EQ(0, madvise(part, PART_SIZE, MADV_NORMAL));
+	EXPECT_EQ(SIGSEGV, try_load(part + PART_SIZE - 1));
+	pid = fork();
+	if (!pid)
+		_exit(try_load(part) == SIGSEGV &&
+		      try_store(part + PART_SIZE - 1, 1) == SIGSEGV &&
+		      !wrong_around(self->map, variant->first, variant->nr) ?
+		      0 : 1);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+}
+
+/* A hole is filled between mappings that share and one that has guards */
+TEST_F(part, guards_merge)
+{
+	char *part = PART_START(self), *hole, *table;
+
+	if (madvise(part, PART_SIZE, MADV_GUARD_INSTALL))
+		SKIP(return, "no guard regions in files");
+	for (size_t i = 0; i < NR_TABLES; i++) {
+		if (i == variant->first / TABLE_PAGES)
+			continue;
+		table = self->map + i * TABLE_SIZE;
+		hole = i < variant->first / TABLE_PAGES ? table :
+		       table + TABLE_SIZE / 2;
+		if (hole < part + PART_SIZE && hole + TABLE_SIZE / 2 > part)
+			continue;
+		ASSERT_EQ(0, munmap(hole, TABLE_SIZE / 2));
+		ASSERT_EQ(hole, map_at(hole, self->fd, hole - self->map,
+				       TABLE_SIZE / 2, PROT_RW));
+		EXPECT_EQ(SIGSEGV, try_load(part));
+		EXPECT_EQ(SIGSEGV, try_load(part + PART_SIZE - 1));
+		EXPECT_EQ(0, wrong_around(self->map, variant->first,
+					  variant->nr));
+	}
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+	EXPECT_EQ(0, madvise(part, PART_SIZE, MADV_GUARD_REMOVE));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, FILE_PAGES, SEED));
+}
+
 /* Advice that splits the mapping, and advice that merges it again */
 TEST_F(part, madvise_unaligned_random)
 {
