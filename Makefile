@@ -23,6 +23,9 @@ demo: kernel programs	## build all and run the snapshot demonstration in the gue
 check: kernel kernel-vanilla programs	## run every test; ends with N passed, N failed, N skipped
 	@scripts/check normal $(ARGS)
 
+check-short: kernel programs	## run the short list on the normal kernel
+	@scripts/check normal $(SHORT)
+
 check-debug: kernel-debug programs	## run the tests on the debug kernel
 	@scripts/check debug $(ARGS)
 
@@ -81,5 +84,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check check-debug check-distro check-configs bench shell gdb \
+.PHONY: help setup demo check check-short check-debug check-distro check-configs bench shell gdb \
 	kernel kernel-debug kernel-vanilla programs refresh series deb check-deb each-patch lint compile_commands.json clean

@@ -50,7 +50,7 @@ $(BIN)/memfd_test: $(SELF)/memfd/memfd_test.c $(SELF)/memfd/common.c $(HDR)/.ins
 	$(CC) -isystem $(HDR) $(CFLAGS) -D_FILE_OFFSET_BITS=64 -w -o $@ $(filter %.c,$^) $(LDLIBS)
 
 $(MM:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(HDR)/.installed | $(BIN)
-	$(CC) -isystem $(HDR) -I$(LINUX) -idirafter $(LINUX)/tools/include/uapi $(CFLAGS) -w \
+	$(CC) -isystem $(HDR) -I$(SELF) -I$(LINUX) -idirafter $(LINUX)/tools/include/uapi $(CFLAGS) -w \
 		-o $@ $(filter %.c,$^) $(LDLIBS)
 $(BIN)/uffd-unit-tests: $(SELF)/mm/uffd-common.c
 $(MM:%=$(BIN)/%): $(SELF)/mm/vm_util.c \
