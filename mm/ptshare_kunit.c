@@ -138,7 +138,7 @@ static void classes(struct kunit *test)
 	KUNIT_EXPECT_LE(test, PTSHARE_BASE(PTSHARE_CLASSES), TASK_SIZE_MAX);
 	for (int class = 0; class < PTSHARE_CLASSES; class++)
 		KUNIT_EXPECT_TRUE(test, IS_ALIGNED(PTSHARE_BASE(class),
-						   PGDIR_SIZE));
+						   P4D_SIZE));
 }
 
 /* Addresses of the host, and which offsets are to be flushed. */
