@@ -22,6 +22,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_WP_RECHECK] = "wp_recheck",
 	[MEMFD_HOOK_PTE] = "pte",
 	[MEMFD_HOOK_PMD] = "pmd",
+	[MEMFD_HOOK_FORK] = "fork",
 	[MEMFD_HOOK_FLUSH] = "flush",
 	[MEMFD_HOOK_NESTED_FLUSH] = "nested_flush",
 	[MEMFD_HOOK_BATCHED_FLUSH] = "batched_flush",

@@ -18,6 +18,7 @@
  * @MEMFD_HOOK_WP_RECHECK: A write fault asks again under the page table lock.
  * @MEMFD_HOOK_PTE: mprotect(), migration, NUMA hinting leave them read-only.
  * @MEMFD_HOOK_PMD: No huge entries.
+ * @MEMFD_HOOK_FORK: fork() copies entries one by one.
  * @MEMFD_HOOK_FLUSH: The walk flushes TLBs.
  * @MEMFD_HOOK_NESTED_FLUSH: ... and for others that have not flushed yet.
  * @MEMFD_HOOK_BATCHED_FLUSH: ... and for reclaim that has not.
@@ -43,6 +44,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_WP_RECHECK,
 	MEMFD_HOOK_PTE,
 	MEMFD_HOOK_PMD,
+	MEMFD_HOOK_FORK,
 	MEMFD_HOOK_FLUSH,
 	MEMFD_HOOK_NESTED_FLUSH,
 	MEMFD_HOOK_BATCHED_FLUSH,

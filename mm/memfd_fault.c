@@ -437,3 +437,8 @@ bool __memfd_protect_no_pmd(void)
 {
 	return memfd_hook(PMD);
 }
+
+bool __memfd_protect_no_batch(void)
+{
+	return memfd_hook(FORK);
+}

@@ -409,6 +409,11 @@ static void set_shares(struct vm_area_struct *vma, bool shares)
 	unsigned long start, end;
 
 	vma_start_write(vma);
+	/* MADV_GUARD_INSTALL sets the flag with the VMA lock alone. */
+	if (shares && (vma->vm_flags & MEMFD_VM_MAYBE_GUARD)) {
+		pv->never = true;
+		return;
+	}
 	ptshare_blocks(vma, &start, &end);
 	if (!shares) {
 		ptshare_unlink(vma, start, end);

@@ -425,19 +425,23 @@ static bool tables_empty(struct mm_struct *mm, unsigned long start,
  * @start: First address.
  * @end: End of the range. Nothing of it is shared.
  *
+ * Markers of userfaultfd and of guard regions are entries that must not be lost.
+ * Entries that somebody else has cleared are flushed: who finds the host in their
+ * place does not know of them.
+ *
  * Context: May sleep. mmap lock and VMA lock for writing.
  * Return: False if entries are left that must not be lost.
  */
 bool ptshare_drop_entries(struct vm_area_struct *vma, unsigned long start,
 			  unsigned long end)
 {
-	struct zap_details details = {
-		MEMFD_ZAP_KEEP_POISON
-		.zap_flags = ZAP_FLAG_DROP_MARKER,
-	};
+	struct zap_details details = { MEMFD_ZAP_KEEP_POISON };
 
-	if (tables_empty(vma->vm_mm, start, end))
+	if (tables_empty(vma->vm_mm, start, end)) {
+		if (MEMFD_ZAP_FLUSHES_LATE && mm_tlb_flush_pending(vma->vm_mm))
+			flush_tlb_range(vma, start, end);
 		return true;
+	}
 	memfd_zap_range(vma, start, end - start, &details);
 	return tables_empty(vma->vm_mm, start, end);
 }

@@ -52,6 +52,7 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 }
 
 bool __memfd_protect_no_pmd(void);
+bool __memfd_protect_no_batch(void);
 bool __memfd_protect_no_userfault(void);
 bool __memfd_protect_no_fill(void);
 
@@ -66,6 +67,21 @@ bool __memfd_protect_no_fill(void);
 static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
 {
 	return vma_memfd_protect(vma) && __memfd_protect_no_pmd();
+}
+
+/**
+ * memfd_protect_no_batch() - whether entries of a VMA must be copied one by one
+ * @vma: The VMA.
+ *
+ * fork() gives all entries of a batch the same rights: the write bit, if one of
+ * them has it.
+ *
+ * Context: Any in which @vma may be looked at.
+ * Return: True if @vma maps a memfd with MFD_ALLOW_PROTECT.
+ */
+static inline bool memfd_protect_no_batch(const struct vm_area_struct *vma)
+{
+	return vma_memfd_protect(vma) && __memfd_protect_no_batch();
 }
 
 /**
@@ -436,6 +452,11 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 }
 
 static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
+static inline bool memfd_protect_no_batch(const struct vm_area_struct *vma)
 {
 	return false;
 }
