@@ -16,6 +16,7 @@
  * The invariants by their letters are those of mm/ptshare.c and mm/ptshare_host.c.
  */
 
+#include <linux/hugetlb.h>
 #include <linux/memcontrol.h>
 #include <linux/memfd_protect.h>
 #include <linux/mm.h>

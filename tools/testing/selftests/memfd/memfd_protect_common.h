@@ -603,6 +603,20 @@ static inline int recv_fd(int sock)
 
 /* userfaultfd. Without O_NONBLOCK it could not be polled. */
 
+#ifndef UFFD_FEATURE_RWP	/* since Linux 7.3 */
+#define UFFD_FEATURE_RWP		(1 << 17)
+#define UFFD_FEATURE_RWP_ASYNC		(1 << 18)
+#define UFFDIO_REGISTER_MODE_RWP	((__u64)1 << 3)
+#define UFFD_PAGEFAULT_FLAG_RWP		(1 << 3)
+struct uffdio_rwprotect {
+	struct uffdio_range range;
+	__u64 mode;
+};
+
+#define UFFDIO_RWPROTECT		_IOWR(UFFDIO, 0x09, struct uffdio_rwprotect)
+#define UFFDIO_RWPROTECT_MODE_RWP	((__u64)1 << 0)
+#endif
+
 static inline int uffd_open(uint64_t features)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = features };
@@ -622,6 +636,16 @@ static inline int uffd_register(int uffd, void *addr, size_t len,
 	};
 
 	return neg_errno(ioctl(uffd, UFFDIO_REGISTER, &reg));
+}
+
+static inline int uffd_rwprotect(int uffd, void *addr, size_t len,
+				 uint64_t mode)
+{
+	struct uffdio_rwprotect arg = {
+		.range = { (uintptr_t)addr, len }, .mode = mode,
+	};
+
+	return neg_errno(ioctl(uffd, UFFDIO_RWPROTECT, &arg));
 }
 
 static inline int uffd_copy(int uffd, void *to, void *from)

@@ -331,41 +331,64 @@ static void scenario_pte_numa(struct scene *s)
 		s->skip = "no NUMA hinting faults";
 }
 
+/* A file of one large folio, and where it is mapped */
+struct huge {
+	struct scene scene;
+	char *area;
+	char before[128];	/* the setting */
+};
+
+static bool huge_start(struct huge *h, struct scene *s)
+{
+	char *map;
+
+	h->scene = *s;
+	if (!read_file(SHMEM_HUGE, h->before, sizeof(h->before)) ||
+	    !write_file(SHMEM_HUGE, "always")) {
+		s->skip = "no huge pages of shmem";
+		return false;
+	}
+	h->scene.fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
+	if (ftruncate(h->scene.fd, HUGE_SIZE))
+		s->skip = "ftruncate";
+	h->area = mmap(NULL, 2 * HUGE_SIZE, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	map = (char *)(((uintptr_t)h->area + HUGE_SIZE - 1) & -HUGE_SIZE);
+	h->scene.map = mmap(map, HUGE_SIZE, PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_FIXED, h->scene.fd, 0);
+	memset(h->scene.map, OLD_BYTE, HUGE_SIZE);
+	return true;
+}
+
+static void huge_end(struct huge *h)
+{
+	char *word;
+
+	munmap(h->area, 2 * HUGE_SIZE);
+	close(h->scene.fd);
+	/* "always within_size [advise] never": the word in brackets */
+	h->before[strcspn(h->before, "]")] = 0;
+	word = strchr(h->before, '[');
+	write_file(SHMEM_HUGE, word ? word + 1 : "never");
+}
+
 /* pmd: a huge entry is none that the walk knows */
 static void scenario_pmd(struct scene *s)
 {
-	char *area, *map, old[128];
 	struct outcome out = { 0 };
-	struct scene huge = *s;
-	struct actor a = { .scene = &huge, .go = 1 };
+	struct huge h;
+	struct actor a = { .scene = &h.scene, .go = 1 };
 
-	if (!read_file(SHMEM_HUGE, old, sizeof(old)) ||
-	    !write_file(SHMEM_HUGE, "always")) {
-		s->skip = "no huge pages of shmem";
+	if (!huge_start(&h, s))
 		return;
-	}
-	huge.fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
-	if (ftruncate(huge.fd, HUGE_SIZE))
-		s->skip = "ftruncate";
-	area = mmap(NULL, 2 * HUGE_SIZE, PROT_NONE,
-		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	map = (char *)(((uintptr_t)area + HUGE_SIZE - 1) & -HUGE_SIZE);
-	huge.map = mmap(map, HUGE_SIZE, PROT_READ | PROT_WRITE,
-			MAP_SHARED | MAP_FIXED, huge.fd, 0);
-	memset(huge.map, OLD_BYTE, HUGE_SIZE);
-	madvise(huge.map, HUGE_SIZE, MADV_DONTNEED);
-	bump(&huge);
-	if (!protect_pages(huge.fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
+	madvise(h.scene.map, HUGE_SIZE, MADV_DONTNEED);
+	bump(&h.scene);
+	if (!protect_pages(h.scene.fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
 		s->tries++;
 		run_guarded(store_when_told, &a, &out);
 		s->violations += !out.sig;
 	}
-	munmap(area, 2 * HUGE_SIZE);
-	close(huge.fd);
-	/* "always within_size [advise] never": the word in brackets */
-	old[strcspn(old, "]")] = 0;
-	write_file(SHMEM_HUGE, strchr(old, '[') ? strchr(old, '[') + 1 :
-		   "never");
+	huge_end(&h);
 }
 
 static void run_on(pthread_t thread, unsigned int cpu)
@@ -814,14 +837,14 @@ static void scenario_got_pages(struct scene *s)
  * fill: userfaultfd is registered for asynchronous write protection, which every
  * mapping may have, and is asked for more.
  */
-static int uffd_of_scene(struct scene *s)
+static int uffd_of_scene(struct scene *s, size_t len, uint64_t features)
 {
 	int uffd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP |
 			     UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 			     UFFD_FEATURE_WP_UNPOPULATED |
-			     UFFD_FEATURE_WP_ASYNC);
+			     UFFD_FEATURE_WP_ASYNC | features);
 
-	if (uffd >= 0 && !uffd_register(uffd, s->map, NR_PAGES * s->page,
+	if (uffd >= 0 && !uffd_register(uffd, s->map, len,
 					UFFDIO_REGISTER_MODE_WP))
 		return uffd;
 	s->skip = "no userfaultfd";
@@ -832,7 +855,7 @@ static int uffd_of_scene(struct scene *s)
 /* A hole gets a page with contents. Nobody must look through a mapping before. */
 static void scenario_fill_copy(struct scene *s)
 {
-	int uffd = uffd_of_scene(s);
+	int uffd = uffd_of_scene(s, NR_PAGES * s->page, 0);
 
 	if (uffd < 0)
 		return;
@@ -850,7 +873,7 @@ static void scenario_fill_copy(struct scene *s)
 static void scenario_fill_continue(struct scene *s)
 {
 	struct actor a = { .scene = s, .go = 1 };
-	int uffd = uffd_of_scene(s);
+	int uffd = uffd_of_scene(s, NR_PAGES * s->page, 0);
 	uint64_t before = *scene_view(s);
 
 	if (uffd < 0)
@@ -863,6 +886,67 @@ static void scenario_fill_continue(struct scene *s)
 		s->violations += *scene_view(s) != before;
 	}
 	close(uffd);
+}
+
+/*
+ * fork: a child has its parent's entries where userfaultfd is told of it. If those
+ * of a large folio are copied at once, they all get the rights of one.
+ */
+struct monitor {
+	int uffd;
+	int child;	/* that of the child: closed, it would mend the entries */
+};
+
+static void *let_fork_go_on(void *arg)
+{
+	struct monitor *m = arg;
+	struct uffd_msg msg;
+
+	if (readable(m->uffd, LONG_MS) &&
+	    read(m->uffd, &msg, sizeof(msg)) == sizeof(msg) &&
+	    msg.event == UFFD_EVENT_FORK)
+		m->child = msg.arg.fork.ufd;
+	return NULL;
+}
+
+static void store_in_child(struct scene *s)
+{
+	struct actor a = { .scene = s, .go = 1 };
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		run_guarded(store_when_told, &a, &a.out);
+		_exit(a.out.sig);
+	}
+	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status))
+		return;
+	s->tries++;
+	s->violations += !WEXITSTATUS(status);
+}
+
+static void scenario_fork(struct scene *s)
+{
+	struct monitor m = { .child = -1 };
+	pthread_t thread;
+	struct huge h;
+
+	if (!huge_start(&h, s))
+		return;
+	m.uffd = uffd_of_scene(&h.scene, HUGE_SIZE, UFFD_FEATURE_EVENT_FORK);
+	if (m.uffd >= 0 &&
+	    !protect_pages(h.scene.fd, THE_PAGE, 1, MEMFD_PROTECT_DENY) &&
+	    !pthread_create(&thread, NULL, let_fork_go_on, &m)) {
+		store_in_child(&h.scene);
+		pthread_join(thread, NULL);
+	}
+	s->skip = h.scene.skip;
+	s->tries = h.scene.tries;
+	s->violations = h.scene.violations;
+	close(m.child);
+	close(m.uffd);
+	huge_end(&h);
 }
 
 /*
@@ -914,6 +998,7 @@ HOOK(pte_mprotect, "pte", NULL, 0, 1);
 HOOK(pte_migrate, "pte", NULL, 0, 400);
 HOOK(pte_numa, "pte", NULL, 0, 1);
 HOOK(pmd, "pmd", NULL, 0, 1);
+HOOK(fork, "fork", NULL, 0, 1);
 HOOK(flush, "flush", NULL, 0, 200);
 HOOK(nested_flush, "nested_flush", "fault", 3000, 400);
 HOOK(batched_flush, "batched_flush", NULL, 0, 400);

@@ -696,6 +696,26 @@ TEST_F(holes, userfaultfd_registers_not)
 	}
 }
 
+/* It would put entries back as they were, which need not be right any more */
+TEST_F(holes, userfaultfd_no_rwp)
+{
+	int uffd = uffd_open(UFFD_FEATURE_RWP | UFFD_FEATURE_RWP_ASYNC);
+	int plain = sys_memfd_create(MFD_CLOEXEC);
+	char *map;
+
+	if (uffd < 0)
+		SKIP(return, "no read-write protection by userfaultfd");
+	ASSERT_EQ(0, ftruncate(plain, self->size));
+	map = mmap(NULL, self->size, RW, MAP_SHARED, plain, 0);
+	EXPECT_EQ(0, uffd_register(uffd, map, self->size,
+				   UFFDIO_REGISTER_MODE_RWP));
+	EXPECT_EQ(-EINVAL, uffd_register(uffd, self->map, self->size,
+					 UFFDIO_REGISTER_MODE_RWP));
+	munmap(map, self->size);
+	close(plain);
+	close(uffd);
+}
+
 TEST_F(holes, userfaultfd_fills_not)
 {
 	/* Asynchronous write protection is for all memory */
