@@ -1148,6 +1148,87 @@ TEST_F(part, guards_merge)
 	EXPECT_EQ(0, wrong_pages(self->map, 0, FILE_PAGES, SEED));
 }
 
+static int madvise_by_io_uring(void *addr, size_t len, int advice)
+{
+	struct io_uring ring;
+	struct io_uring_cqe *cqe;
+	int ret;
+
+	ret = io_uring_queue_init(1, &ring, 0);
+	if (ret)
+		return ret;
+	io_uring_prep_madvise(io_uring_get_sqe(&ring), addr, len, advice);
+	ret = io_uring_submit_and_wait(&ring, 1);
+	if (ret == 1 && !io_uring_wait_cqe(&ring, &cqe))
+		ret = cqe->res;
+	io_uring_queue_exit(&ring);
+	return ret;
+}
+
+/* Which cannot start a system call again */
+TEST_F(part, guards_by_io_uring)
+{
+	char *part = PART_START(self);
+	int ret;
+
+	ret = madvise_by_io_uring(part, PART_SIZE, MADV_GUARD_INSTALL);
+	if (ret == -EINVAL)
+		SKIP(return, "no guard regions in files");
+	EXPECT_EQ(0, ret);
+	EXPECT_EQ(SIGSEGV, try_load(part));
+	EXPECT_EQ(0, wrong_around(self->map, variant->first, variant->nr));
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+	EXPECT_EQ(0, madvise_by_io_uring(part, PART_SIZE, MADV_GUARD_REMOVE));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, FILE_PAGES, SEED));
+}
+
+/* Guards are installed while the mapping gets rights with which it would share */
+struct guard_race {
+	char *part;
+	size_t len;
+	pthread_barrier_t barrier;
+	int rounds;
+};
+
+static void *install_guards(void *arg)
+{
+	struct guard_race *race = arg;
+
+	pin_to_cpu(0, 1);
+	for (int i = 0; i < race->rounds; i++) {
+		pthread_barrier_wait(&race->barrier);
+		madvise(race->part, race->len, MADV_GUARD_INSTALL);
+		pthread_barrier_wait(&race->barrier);
+	}
+	return NULL;
+}
+
+TEST_F(part, guards_beside_mprotect)
+{
+	struct guard_race race = {
+		.part = PART_START(self), .len = PART_SIZE, .rounds = 300,
+	};
+	unsigned int lost = 0;
+	pthread_t thread;
+
+	if (madvise(race.part, race.len, MADV_GUARD_INSTALL))
+		SKIP(return, "no guard regions in files");
+	pin_to_cpu(0, 0);
+	ASSERT_EQ(0, pthread_barrier_init(&race.barrier, NULL, 2));
+	ASSERT_EQ(0, pthread_create(&thread, NULL, install_guards, &race));
+	for (int i = 0; i < race.rounds; i++) {
+		map_at(self->map, self->fd, 0, FILE_SIZE, PROT_NONE);
+		pthread_barrier_wait(&race.barrier);
+		mprotect(self->map, FILE_SIZE, PROT_RW);
+		pthread_barrier_wait(&race.barrier);
+		lost += try_load(race.part) != SIGSEGV;
+	}
+	pthread_join(thread, NULL);
+	EXPECT_EQ(0, lost);
+	EXPECT_EQ(0, wrong_around(self->map, variant->first, variant->nr));
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+}
+
 /* Advice that splits the mapping, and advice that merges it again */
 TEST_F(part, madvise_unaligned_random)
 {
