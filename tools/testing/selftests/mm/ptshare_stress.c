@@ -896,14 +896,18 @@ static void forked_child(unsigned int seed)
 	_exit(0);
 }
 
+/* Whoever is killed in here leaves the dead child to the main process: see reap() */
 static void reap_child(pid_t pid, bool killed)
 {
+	siginfo_t info;
 	int status = 0;
 
-	if (waitpid(pid, &status, 0) != pid)
-		error_once("waitpid", -errno);
+	if (waitid(P_PID, pid, &info, WEXITED | WNOWAIT))
+		error_once("waitid", -errno);
 	for (unsigned int f = 0; f < FILES; f++)
 		pages_unlock_dead(shared->pages[f], PAGES, pid);
+	if (waitpid(pid, &status, 0) != pid)
+		error_once("waitpid", -errno);
 	if (WIFSIGNALED(status) && !(killed && WTERMSIG(status) == SIGKILL))
 		error_once("a child was killed by signal", WTERMSIG(status));
 }
