@@ -6,9 +6,6 @@
 # demo, check, check-debug, check-distro, check-configs, bench, lint.
 
 MAKEFLAGS += --no-print-directory
-# What is run where all would take too long: a part of each capability, and stress
-SHORT = kunit memfd_protect_test memfd_protect_bounds_test memfd_protect_stress_share \
-	ptshare_test ptshare_edge_test ptshare_block_test ptshare_stress
 export KVER KSRC PATCH FILE QUICK FLAVOUR
 
 help:		## show this list
@@ -24,15 +21,13 @@ check: kernel kernel-vanilla programs	## run every test; ends with N passed, N f
 	@scripts/check normal $(ARGS)
 
 check-short: kernel programs	## run the short list on the normal kernel
-	@scripts/check normal $(SHORT)
+	@scripts/check --short normal
 
 check-debug: kernel-debug programs	## run the tests on the debug kernel
 	@scripts/check debug $(ARGS)
 
-check-distro: kernel-vanilla programs	## run the tests on Debian's own config, and a short list with other switches
-	@scripts/build distro
-	@scripts/check --append "preempt=full pti=on" distro $(ARGS)
-	@scripts/check --append "preempt=none nopti no5lvl" distro $(SHORT)
+check-distro: kernel-vanilla programs	## run the tests on Debian's own config; writes tests/results/
+	@scripts/check-distro
 
 check-configs: kernel-vanilla programs	## build and test the kernels that have a part of our options
 	@scripts/check-configs $(ARGS)
