@@ -16,7 +16,6 @@
  * The invariants by their letters are those of mm/ptshare.c and mm/ptshare_host.c.
  */
 
-#include <linux/hugetlb.h>
 #include <linux/memcontrol.h>
 #include <linux/memfd_protect.h>
 #include <linux/mm.h>
@@ -427,8 +426,8 @@ static bool tables_empty(struct mm_struct *mm, unsigned long start,
  * @end: End of the range. Nothing of it is shared.
  *
  * Markers of userfaultfd and of guard regions are entries that must not be lost.
- * Entries that somebody else has cleared are flushed: who finds the host in their
- * place does not know of them.
+ * Entries that somebody else has cleared have been flushed, since whoever finds the
+ * host in their place does not know of them: ptshare_flushes_early().
  *
  * Context: May sleep. mmap lock and VMA lock for writing.
  * Return: False if entries are left that must not be lost.
@@ -438,11 +437,8 @@ bool ptshare_drop_entries(struct vm_area_struct *vma, unsigned long start,
 {
 	struct zap_details details = { MEMFD_ZAP_KEEP_POISON };
 
-	if (tables_empty(vma->vm_mm, start, end)) {
-		if (MEMFD_ZAP_FLUSHES_LATE && mm_tlb_flush_pending(vma->vm_mm))
-			flush_tlb_range(vma, start, end);
+	if (tables_empty(vma->vm_mm, start, end))
 		return true;
-	}
 	memfd_zap_range(vma, start, end - start, &details);
 	return tables_empty(vma->vm_mm, start, end);
 }

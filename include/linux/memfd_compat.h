@@ -34,9 +34,6 @@
 /* What keeps COWed pages keeps entries of poisoned memory. */
 #define MEMFD_ZAP_KEEP_POISON		.skip_cows = true,
 
-/* MADV_DONTNEED flushes when it holds no lock any more. */
-#define MEMFD_ZAP_FLUSHES_LATE		1
-
 /* With mm/internal.h and <asm/tlb.h> */
 #define memfd_zap_range(vma, addr, size, details)			\
 do {									\
@@ -88,7 +85,6 @@ do {									\
 #define memfd_unbound_wq		system_unbound_wq
 
 #define MEMFD_ZAP_KEEP_POISON		/* unless .even_cows */
-#define MEMFD_ZAP_FLUSHES_LATE		0
 
 #define memfd_zap_range(vma, addr, size, details) \
 	zap_page_range_single(vma, addr, size, details)
