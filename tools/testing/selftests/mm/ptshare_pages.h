@@ -9,7 +9,8 @@
  *
  * - Who writes a page has locked it. A complete write is @seq, which every
  *   later reader must find, by whatever road. A write that was refused or
- *   killed in the middle leaves @next > @seq: words of both are right.
+ *   killed in the middle leaves @next > @seq: words of both are right, and
+ *   those of others in between that had the same fate, from @first on.
  * - Pages are dropped (holes are punched, the file is cut) with the page
  *   locked or without. @drop_begun and @drop_ended go up around each drop,
  *   which only one process per file does. A page may be zero if a drop ended
@@ -35,18 +36,19 @@ struct page_state {
 	uint32_t last;		/* highest number of a write, ever */
 	uint32_t seq;		/* last complete write; 0: the page is zero */
 	uint32_t next;		/* the write that was begun last */
+	uint32_t first;		/* the first one that was begun after @seq */
 	uint32_t before;	/* drops that had ended before it began */
 	uint32_t after;		/* drops that had begun when it was complete */
 	uint32_t drop_begun;
 	uint32_t drop_ended;
 	uint32_t refuse_begun;
 	uint32_t refuse_ended;
-	uint32_t unused[5];
+	uint32_t unused[4];
 };
 
 /* The part of it that a check needs, and when */
 struct page_view {
-	uint32_t version, lock, last, seq, next, before, after;
+	uint32_t version, lock, last, seq, next, first, before, after;
 	uint32_t ended;		/* before the page was read */
 	uint32_t begun;		/* after it was read */
 };
@@ -106,6 +108,7 @@ static inline void view_begin(struct page_state *s, struct page_view *v)
 	v->last = get(s->last);
 	v->seq = get(s->seq);
 	v->next = get(s->next);
+	v->first = get(s->first);
 	v->before = get(s->before);
 	v->after = get(s->after);
 	v->ended = get(s->drop_ended);
@@ -128,18 +131,24 @@ static inline bool view_may_be_data(const struct page_view *v)
 	return v->next != v->seq || v->ended <= v->after;
 }
 
+/* The last complete write, or one that was begun after it */
+static inline bool view_may_be_write(const struct page_view *v, uint32_t seq)
+{
+	return seq == v->seq ||
+	       (v->next != v->seq && seq >= v->first && seq <= v->next);
+}
+
 static inline enum finding check_word(unsigned int file, size_t page, size_t i,
 				      const struct page_view *v, uint64_t word)
 {
 	if (!word)
 		return view_may_be_zero(v) ? FOUND_GOOD : FOUND_LOST;
-	if (word == page_word(file, page, i, v->next) ||
-	    word == page_word(file, page, i, v->seq))
+	if ((uint32_t)word != (uint32_t)page_word(file, page, i, 1) ||
+	    !(word >> 32) || word >> 32 > v->last)
+		return FOUND_FOREIGN;
+	if (view_may_be_write(v, word >> 32))
 		return view_may_be_data(v) ? FOUND_GOOD : FOUND_BACK;
-	if ((uint32_t)word == (uint32_t)page_word(file, page, i, 1) &&
-	    word >> 32 <= v->last)
-		return v->seq ? FOUND_OLD : FOUND_BACK;
-	return FOUND_FOREIGN;
+	return v->seq ? FOUND_OLD : FOUND_BACK;
 }
 
 /* @at is the first word that is wrong */
@@ -164,6 +173,8 @@ static inline void write_begin(struct page_state *s, unsigned int file,
 	uint32_t seq = s->last + 1;
 
 	set(s->last, seq);
+	if (get(s->next) == get(s->seq))
+		set(s->first, seq);
 	set(s->next, seq);
 	set(s->before, get(s->drop_ended));
 	for (size_t i = 0; i < WORDS; i++)
