@@ -408,9 +408,12 @@ static void set_shares(struct vm_area_struct *vma, bool shares)
 	struct ptshare_vma *pv = ptshare_vma(vma);
 	unsigned long start, end;
 
+	if (shares)
+		ptshare_delay(SHARE);
 	vma_start_write(vma);
 	/* MADV_GUARD_INSTALL sets the flag with the VMA lock alone. */
-	if (shares && (vma->vm_flags & MEMFD_VM_MAYBE_GUARD)) {
+	if (shares && (vma->vm_flags & MEMFD_VM_MAYBE_GUARD) &&
+	    ptshare_rule(GUARDS)) {
 		pv->never = true;
 		return;
 	}

@@ -44,12 +44,14 @@ static const char * const rule_names[PTSHARE_RULE_NR] = {
 	[PTSHARE_RULE_OOM] = "oom",
 	[PTSHARE_RULE_RELEASE] = "release",
 	[PTSHARE_RULE_PRIVACY] = "privacy",
+	[PTSHARE_RULE_GUARDS] = "guards",
 };
 
 static const char * const delay_names[PTSHARE_DELAY_NR] = {
 	[PTSHARE_DELAY_ASK] = "ask",
 	[PTSHARE_DELAY_LINK] = "link",
 	[PTSHARE_DELAY_TEARDOWN] = "teardown",
+	[PTSHARE_DELAY_SHARE] = "share",
 };
 
 /**

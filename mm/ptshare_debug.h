@@ -33,6 +33,7 @@
  * @PTSHARE_RULE_OOM: What is mapped through links counts for the OOM killer.
  * @PTSHARE_RULE_RELEASE: Who leaves last frees tables, and nobody else.
  * @PTSHARE_RULE_PRIVACY: Nobody learns from shared entries what others do.
+ * @PTSHARE_RULE_GUARDS: Who gets guard regions while it begins to share does not.
  * @PTSHARE_RULE_NR: Their number.
  */
 enum ptshare_debug_rule {
@@ -55,6 +56,7 @@ enum ptshare_debug_rule {
 	PTSHARE_RULE_OOM,
 	PTSHARE_RULE_RELEASE,
 	PTSHARE_RULE_PRIVACY,
+	PTSHARE_RULE_GUARDS,
 	PTSHARE_RULE_NR,
 };
 
@@ -63,12 +65,14 @@ enum ptshare_debug_rule {
  * @PTSHARE_DELAY_ASK: Between a fault's question to memfd_protect() and its page.
  * @PTSHARE_DELAY_LINK: Between a fault's page and its link.
  * @PTSHARE_DELAY_TEARDOWN: Before the tables of a file are freed.
+ * @PTSHARE_DELAY_SHARE: Between a look at a VMA's flags and its lock.
  * @PTSHARE_DELAY_NR: Their number.
  */
 enum ptshare_debug_delay {
 	PTSHARE_DELAY_ASK,
 	PTSHARE_DELAY_LINK,
 	PTSHARE_DELAY_TEARDOWN,
+	PTSHARE_DELAY_SHARE,
 	PTSHARE_DELAY_NR,
 };
 

@@ -426,8 +426,11 @@ static bool tables_empty(struct mm_struct *mm, unsigned long start,
  * @end: End of the range. Nothing of it is shared.
  *
  * Markers of userfaultfd and of guard regions are entries that must not be lost.
- * Entries that somebody else has cleared have been flushed, since whoever finds the
- * host in their place does not know of them: ptshare_flushes_early().
+ * Entries that somebody else has cleared are flushed if they could still be stored
+ * through, since whoever finds the host in their place does not know of them: reclaim's
+ * by table_empty(), those of MADV_DONTNEED (in 7.3 it needs the VMA lock only) under the
+ * page table lock, because they are dirty. Through a clean one its process may read the
+ * old page until MADV_DONTNEED flushes, which holds the page, as on any file.
  *
  * Context: May sleep. mmap lock and VMA lock for writing.
  * Return: False if entries are left that must not be lost.

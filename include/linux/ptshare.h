@@ -108,20 +108,6 @@ static inline bool ptshare_guest(const struct vm_area_struct *vma)
 }
 
 /**
- * ptshare_flushes_early() - whether zapped entries must be flushed at once
- * @vma: The VMA.
- *
- * When its lock has been dropped the VMA may be merged, and a block that becomes whole
- * is looked for in the host only. (In 6.12 the mmap lock is held until the flush.)
- *
- * Return: True if @vma maps a file with shared page tables.
- */
-static inline bool ptshare_flushes_early(const struct vm_area_struct *vma)
-{
-	return ptshare_vma(vma);
-}
-
-/**
  * ptshare_may_link() - whether a VMA would link to page tables of its file
  * @vma: The VMA.
  *
@@ -719,11 +705,6 @@ static inline bool ptshare_possible(void)
 }
 
 static inline bool ptshare_guest(const struct vm_area_struct *vma)
-{
-	return false;
-}
-
-static inline bool ptshare_flushes_early(const struct vm_area_struct *vma)
 {
 	return false;
 }

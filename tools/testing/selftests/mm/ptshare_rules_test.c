@@ -1344,6 +1344,67 @@ static void scenario_teardown_window(struct scene *s)
 	}
 }
 
+/*
+ * guards: a mapping gets a guard region while mprotect() gives it rights with which it
+ * would share. The region is in front of the first whole table, where nothing that
+ * sharing does would find it.
+ */
+struct guard_race {
+	char *guard;
+	pthread_barrier_t barrier;
+	bool over;
+};
+
+static void *install_guard(void *arg)
+{
+	struct guard_race *race = arg;
+
+	for (;;) {
+		pthread_barrier_wait(&race->barrier);
+		if (race->over)
+			return NULL;
+		usleep(1000);
+		madvise(race->guard, page_size(), MADV_GUARD_INSTALL);
+		pthread_barrier_wait(&race->barrier);
+	}
+}
+
+static void scenario_guards(struct scene *s)
+{
+	struct guard_race race = { 0 };
+	pthread_t thread;
+	size_t len;
+	char *map;
+
+	if (!stage(s, 2, 0) || !two_cpus(s))
+		return;
+	map = reserve(s->len);
+	len = s->len - page_size();
+	race.guard = map + page_size();
+	map_at(race.guard, s->fd, page_size(), len, PROT_NONE);
+	if (madvise(race.guard, page_size(), MADV_GUARD_INSTALL)) {
+		skip(s, "no guard regions in files");
+		return;
+	}
+	pthread_barrier_init(&race.barrier, NULL, 2);
+	if (pthread_create(&thread, NULL, install_guard, &race)) {
+		skip(s, "no thread");
+		return;
+	}
+	for (unsigned int i = 0; goes_on(s, i); i++) {
+		map_at(race.guard, s->fd, page_size(), len, PROT_NONE);
+		pthread_barrier_wait(&race.barrier);
+		mprotect(race.guard, len, PROT_RW);
+		pthread_barrier_wait(&race.barrier);
+		load64(map + TABLE_SIZE);
+		s->tries += try_load(race.guard) == SIGSEGV;
+		s->violations += shared_kb(race.guard, len) > 0;
+	}
+	race.over = true;
+	pthread_barrier_wait(&race.barrier);
+	pthread_join(thread, NULL);
+}
+
 /* The list */
 
 #define RULE(name)	DEBUG_DIR "/disable/" name
@@ -1378,6 +1439,8 @@ static const struct scenario {
 	{ "ask", RULE("ask"), scenario_ask },
 	{ "ask_wait", RULE("ask"), scenario_ask_wait },
 	{ "set_ptes", MEMFD_DEBUG_DIR "/disable/set_ptes", scenario_set_ptes },
+	{ "guards", RULE("guards"), scenario_guards, 20, .delay = "share",
+	  .delay_us = 10000 },
 	{ "ask_window", NULL, scenario_ask_window, 20, .delay = "ask",
 	  .delay_us = 30000 },
 	{ "ask_wait_window", NULL, scenario_ask_wait_window, 20,
