@@ -338,6 +338,15 @@ struct huge {
 	char before[128];	/* the setting */
 };
 
+/* "always within_size [advise] never": advise */
+static const char *word_in_brackets(char *line)
+{
+	char *word = strchr(line, '[');
+
+	line[strcspn(line, "]")] = 0;
+	return word ? word + 1 : "never";
+}
+
 static bool huge_start(struct huge *h, struct scene *s)
 {
 	char *map;
@@ -349,8 +358,12 @@ static bool huge_start(struct huge *h, struct scene *s)
 		return false;
 	}
 	h->scene.fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
-	if (ftruncate(h->scene.fd, HUGE_SIZE))
-		s->skip = "ftruncate";
+	if (ftruncate(h->scene.fd, HUGE_SIZE)) {
+		s->skip = "no memory for a huge page";
+		close(h->scene.fd);
+		write_file(SHMEM_HUGE, word_in_brackets(h->before));
+		return false;
+	}
 	h->area = mmap(NULL, 2 * HUGE_SIZE, PROT_NONE,
 		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	map = (char *)(((uintptr_t)h->area + HUGE_SIZE - 1) & -HUGE_SIZE);
@@ -362,14 +375,9 @@ static bool huge_start(struct huge *h, struct scene *s)
 
 static void huge_end(struct huge *h)
 {
-	char *word;
-
 	munmap(h->area, 2 * HUGE_SIZE);
 	close(h->scene.fd);
-	/* "always within_size [advise] never": the word in brackets */
-	h->before[strcspn(h->before, "]")] = 0;
-	word = strchr(h->before, '[');
-	write_file(SHMEM_HUGE, word ? word + 1 : "never");
+	write_file(SHMEM_HUGE, word_in_brackets(h->before));
 }
 
 /* pmd: a huge entry is none that the walk knows */
@@ -1080,8 +1088,22 @@ TEST_F(hook, holds)
 	EXPECT_LT(0, self->scene.tries);
 }
 
+/*
+ * Page-table isolation flushes whenever the kernel is entered, if the processor has no
+ * PCIDs (as in QEMU without KVM): no stale entry lives until migration flushes.
+ */
+static bool flushes_at_entry(void)
+{
+	char cpus[65536];
+
+	return read_file("/proc/cpuinfo", cpus, sizeof(cpus)) &&
+	       strstr(cpus, " pti") && !strstr(cpus, " pcid");
+}
+
 TEST_F(hook, is_missed)
 {
+	if (!strcmp(variant->hook, "batched_flush") && flushes_at_entry())
+		SKIP(return, "each entry of the kernel flushes");
 	ASSERT_TRUE(debug_set("disable", variant->hook, 1));
 	self->scene.end_ns = now_ns() + 100 * 1000000000ULL;
 	variant->scenario(&self->scene);
