@@ -27,7 +27,7 @@ check-debug: kernel-debug programs	## run the tests on the debug kernel
 	@scripts/check debug $(ARGS)
 
 check-distro: kernel-vanilla programs	## run the tests on Debian's own config; writes tests/results/
-	@scripts/check-distro
+	@scripts/check-record distro
 
 check-configs: kernel-vanilla programs	## build and test the kernels that have a part of our options
 	@scripts/check-configs $(ARGS)

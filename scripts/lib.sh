@@ -80,3 +80,14 @@ logged()
 	mkdir -p "$BUILD/log"
 	"$@" >"$log" 2>&1 || { cat "$log" >&2; return 1; }
 }
+
+# What a file of results begins with: the kernel, its config, the machine
+results_header()
+{
+	local obj
+	obj=$(obj_of "$1")
+	echo "Results of the tests on the $1 kernel"
+	echo "kernel  $(make -s -C "$LINUX" O="$obj" kernelrelease), $(sed -n '1s,^# \(.*/\)\?,,p' "$obj/.fragment")"
+	echo "date    $(date -I), commit $(git -C "$TOP" rev-parse --short HEAD)$(git -C "$TOP" diff --quiet HEAD || echo " and changes")"
+	echo "machine $(nproc) processors, $("$TOP/scripts/kvm-works" "$obj/arch/x86/boot/bzImage" && echo KVM || echo "QEMU TCG")"
+}
