@@ -41,6 +41,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_PIN_FOLIOS] = "pin_folios",
 	[MEMFD_HOOK_GOT_PAGES] = "got_pages",
 	[MEMFD_HOOK_FUTEX] = "futex",
+	[MEMFD_HOOK_ASYNC_PF] = "async_pf",
 };
 
 static const char * const delay_names[MEMFD_DELAY_NR] = {

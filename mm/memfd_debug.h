@@ -37,6 +37,7 @@
  * @MEMFD_HOOK_PIN_FOLIOS: memfd_pin_folios() asks.
  * @MEMFD_HOOK_GOT_PAGES: References for writing are waited for.
  * @MEMFD_HOOK_FUTEX: Futex operations may wait.
+ * @MEMFD_HOOK_ASYNC_PF: KVM does not let a kernel thread fault them in.
  * @MEMFD_HOOK_NR: Their number.
  */
 enum memfd_debug_hook {
@@ -63,6 +64,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_PIN_FOLIOS,
 	MEMFD_HOOK_GOT_PAGES,
 	MEMFD_HOOK_FUTEX,
+	MEMFD_HOOK_ASYNC_PF,
 	MEMFD_HOOK_NR,
 };
 

@@ -193,16 +193,39 @@ static bool fault_may_wait(struct memfd_protect *mp, unsigned int flags)
 	return flags & FAULT_FLAG_ALLOW_RETRY;
 }
 
+/* How often who sleeps with a signal pending looks whether its caller obeys it. */
+#define SIGNAL_WAIT	(HZ / 5)
+
 /*
- * User mode comes back to signals by itself. A fault in kernel mode would be
- * tried again at once with the signal still pending, so it only dies of one. It
- * may hold locks of the system call that it is in, and sleeps with them anyway.
+ * Accesses of the kernel that return when a signal comes: those of GUP if it may be
+ * interrupted (KVM). A fault in copy_to_user() looks the same, but is tried again at
+ * once, with the signal still pending.
  */
-static unsigned int fault_sleep_state(unsigned int flags)
+static bool fault_interruptible(unsigned int flags)
 {
-	if (flags & FAULT_FLAG_USER)
-		return TASK_INTERRUPTIBLE | TASK_FREEZABLE;
-	return TASK_KILLABLE | TASK_FREEZABLE_UNSAFE;
+	return (flags & FAULT_FLAG_INTERRUPTIBLE) &&
+	       !(flags & FAULT_FLAG_USER) && !(current->flags & PF_EXITING);
+}
+
+/*
+ * User mode comes back to signals by itself. What else may be interrupted comes
+ * back now and then while one is pending: GUP returns, copy_to_user() goes on. It may
+ * hold locks of the system call that it is in, and sleeps with them anyway.
+ */
+static void fault_sleep_state(struct memfd_writer *writer, unsigned int flags)
+{
+	if (flags & FAULT_FLAG_USER) {
+		writer->state = TASK_INTERRUPTIBLE | TASK_FREEZABLE;
+		return;
+	}
+	writer->state = TASK_KILLABLE | TASK_FREEZABLE_UNSAFE;
+	writer->resumes = fault_interruptible(flags);
+	if (!writer->resumes)
+		return;
+	if (signal_pending(current))
+		writer->limit = SIGNAL_WAIT;
+	else
+		writer->state = TASK_INTERRUPTIBLE | TASK_FREEZABLE_UNSAFE;
 }
 
 /*
@@ -216,18 +239,24 @@ static vm_fault_t fault_wait(struct vm_fault *vmf, struct memfd_protect *mp,
 	bool tried = vmf->flags & FAULT_FLAG_TRIED;
 	int err;
 
+	/* KVM looks first, and comes back for the answer if that fails. */
+	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
+		return VM_FAULT_RETRY;
 	if (memfd_waiters_was_denied(&mp->waiters, writer, tried))
 		return VM_FAULT_SIGBUS;
 	if (!fault_may_wait(mp, vmf->flags)) {
 		memfd_waiters_report(&mp->waiters, writer);
 		return VM_FAULT_SIGBUS;
 	}
-	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
+	if (!tried && fault_interruptible(vmf->flags) &&
+	    signal_pending(current)) {
+		release_fault_lock(vmf);
 		return VM_FAULT_RETRY;
+	}
 
 	/* Without the lock nothing but this reference keeps @mp. */
 	kref_get(&mp->ref);
-	writer->state = fault_sleep_state(vmf->flags);
+	fault_sleep_state(writer, vmf->flags);
 	release_fault_lock(vmf);
 	memfd_delay(ENQUEUE);
 	err = memfd_waiters_wait(mp, writer);
@@ -298,6 +327,23 @@ bool __memfd_protect_may_wait(struct mm_struct *mm, unsigned long addr)
 	return vma && vma_memfd_protect(vma) && memfd_hook(FUTEX) &&
 	       !fatal_signal_pending(current);
 }
+
+bool __memfd_protect_at(unsigned long addr)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	bool is_protected;
+
+	mmap_read_lock(mm);
+	vma = vma_lookup(mm, addr);
+	is_protected = vma && vma_memfd_protect(vma) &&
+		       memfd_mode_at(memfd_protect_of_vma(vma),
+				     linear_page_index(vma, addr)) !=
+		       MEMFD_MODE_NONE;
+	mmap_read_unlock(mm);
+	return is_protected && memfd_hook(ASYNC_PF);
+}
+EXPORT_SYMBOL_GPL(__memfd_protect_at);
 
 /*
  * The page at vmf->address is about to become writable. So are its neighbours

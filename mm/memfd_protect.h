@@ -181,6 +181,8 @@ struct memfd_protect {
  * @type: MEMFD_EVENT_*.
  * @flags: MEMFD_EVENT_F_*.
  * @state: How to sleep, TASK_*.
+ * @limit: For how long, in jiffies. 0: until the event is resolved.
+ * @resumes: Whether a signal may come before it is told the answer, and it will be back.
  */
 struct memfd_writer {
 	pgoff_t first;
@@ -188,6 +190,8 @@ struct memfd_writer {
 	u16 type;
 	u16 flags;
 	unsigned int state;
+	unsigned int limit;
+	bool resumes;
 };
 
 /* The protection of the file that @vma, one of vma_memfd_protect(), maps. */

@@ -48,6 +48,7 @@
 #include <trace/events/memfd_protect.h>
 
 DEFINE_STATIC_KEY_FALSE(memfd_protect_used);
+EXPORT_SYMBOL_GPL(memfd_protect_used);
 
 /*
  * Life

@@ -363,7 +363,7 @@ static struct memfd_pending *join(struct memfd_protect *mp,
 	if (note) {
 		/* An access of the kernel comes back once more to be told. */
 		if (is_kernel_access(writer))
-			note->kernel = true;
+			note->kernel = !writer->resumes;
 		else
 			drop_leaver(waiters, note);
 		event = ERR_PTR(-EPERM);
@@ -389,7 +389,7 @@ out:
 
 /*
  * Returns the verdict. An event that its last writer leaves is gone, unless it was
- * read and the writer will come back. @note is a reference of the caller's to an
+ * read and the writer will come back, or comes back at once. @note is a reference of the caller's to an
  * event that nobody else knows, or the event itself.
  */
 static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
@@ -404,8 +404,8 @@ static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
 	waiters->waits++;
 	event->waiters--;
 	if (!verdict && !event->waiters) {
-		if (comes_back && list_empty(&event->queue) &&
-		    !(current->flags & PF_EXITING))
+		if (comes_back && !(current->flags & PF_EXITING) &&
+		    (writer->limit || list_empty(&event->queue)))
 			add_leaver(waiters, event);
 		else
 			detach(waiters, event, MEMFD_VERDICT_RETRY);
@@ -413,7 +413,7 @@ static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
 		   waiters->open && is_kernel_access(writer)) {
 		forget_leavers(waiters, NULL);
 		note->verdict = verdict;
-		note->kernel = true;
+		note->kernel = !writer->resumes;
 		if (!note->leaver)
 			add_leaver(waiters, note);
 	}
@@ -445,14 +445,21 @@ bool memfd_waiters_was_denied(struct memfd_waiters *waiters,
 	return note;
 }
 
-static int sleep_on(struct memfd_pending *event, unsigned int state)
+static int sleep_on(struct memfd_pending *event,
+		    const struct memfd_writer *writer)
 {
-	if (!(current->flags & PF_EXITING))
-		return wait_event_state(event->wait,
-					READ_ONCE(event->verdict), state);
-	/* No signal reaches it any more, so there is a limit. */
-	wait_event_killable_timeout(event->wait, READ_ONCE(event->verdict),
-				    EXIT_WAIT);
+	long limit = writer->limit;
+
+	/* No signal reaches it any more. */
+	if (current->flags & PF_EXITING)
+		limit = EXIT_WAIT;
+	if (!limit)
+		return wait_event_state(event->wait, READ_ONCE(event->verdict),
+					writer->state);
+	___wait_event(event->wait,
+		      ___wait_cond_timeout(READ_ONCE(event->verdict)),
+		      writer->state, 0, limit,
+		      __ret = schedule_timeout(__ret));
 	return READ_ONCE(event->verdict) ? 0 : -ERESTARTSYS;
 }
 
@@ -467,7 +474,8 @@ static int sleep_on(struct memfd_pending *event, unsigned int state)
  * Context: Sleeps in @writer->state. The caller holds no lock that anybody
  * needs to make progress (Invariant S).
  * Return: 0 to ask again, -EPERM if the event was denied, -ERESTARTSYS on a
- * signal or if the task exits and has waited for long enough, -ENOMEM.
+ * signal or after @writer->limit (or if the task exits and has waited for long
+ * enough), -ENOMEM.
  */
 int memfd_waiters_wait(struct memfd_protect *mp,
 		       const struct memfd_writer *writer)
@@ -488,7 +496,7 @@ int memfd_waiters_wait(struct memfd_protect *mp,
 		goto put;
 	}
 
-	err = sleep_on(event, writer->state);
+	err = sleep_on(event, writer);
 	verdict = leave(waiters, event, new, writer);
 	if (verdict)
 		err = verdict == MEMFD_VERDICT_DENY ? -EPERM : 0;

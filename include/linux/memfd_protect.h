@@ -123,6 +123,7 @@ void memfd_protect_sealed(struct file *file);
 
 vm_fault_t __memfd_protect_fault(struct vm_fault *vmf);
 bool __memfd_protect_may_wait(struct mm_struct *mm, unsigned long addr);
+bool __memfd_protect_at(unsigned long addr);
 vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf);
 void __memfd_protect_set_ptes(struct vm_area_struct *vma, unsigned long addr,
 			      pte_t *ptep, pte_t pte, unsigned int nr);
@@ -175,6 +176,22 @@ static inline bool memfd_protect_may_wait(struct mm_struct *mm,
 {
 	return static_branch_unlikely(&memfd_protect_used) &&
 	       __memfd_protect_may_wait(mm, addr);
+}
+
+/**
+ * memfd_protect_at() - whether a write of the current process is going to be stopped
+ * @addr: Where.
+ *
+ * For KVM, which would have a kernel thread fault the page in. That could not wait for
+ * a handler, and what it fails with is told to nobody.
+ *
+ * Context: Sleeps. No mmap lock.
+ * Return: True if a protected page of a memfd is mapped there.
+ */
+static inline bool memfd_protect_at(unsigned long addr)
+{
+	return static_branch_unlikely(&memfd_protect_used) &&
+	       __memfd_protect_at(addr);
 }
 
 /**
@@ -508,6 +525,11 @@ static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
 
 static inline bool memfd_protect_may_wait(struct mm_struct *mm,
 					  unsigned long addr)
+{
+	return false;
+}
+
+static inline bool memfd_protect_at(unsigned long addr)
 {
 	return false;
 }

@@ -564,6 +564,31 @@ static inline bool file_filled_with(int fd, size_t page, size_t nr,
 	return true;
 }
 
+/* How much of the file, whole pages of it, is swapped out */
+static inline long swapped_kb(int fd, size_t first, size_t nr)
+{
+	const size_t page = page_size();
+	char line[256], start[32];
+	bool here = false;
+	long kb = 0;
+	FILE *smaps;
+	char *map;
+
+	map = mmap(NULL, nr * page, PROT_READ, MAP_SHARED, fd, first * page);
+	snprintf(start, sizeof(start), "%lx-", (unsigned long)map);
+	smaps = fopen("/proc/self/smaps", "re");
+	while (smaps && fgets(line, sizeof(line), smaps)) {
+		if (!strncmp(line, start, strlen(start)))
+			here = true;
+		else if (here && sscanf(line, "Swap: %ld kB", &kb) == 1)
+			break;
+	}
+	if (smaps)
+		fclose(smaps);
+	munmap(map, nr * page);
+	return kb;
+}
+
 /* Passes a descriptor over a unix socket */
 static inline bool send_fd(int sock, int fd)
 {

@@ -1580,42 +1580,17 @@ FIXTURE_TEARDOWN(keeps)
 
 /* What may happen to a page; NULL, or why it cannot be done here */
 
-/* A page of the file is in swap: what smaps says of a mapping of it alone */
-static bool swapped_out(int fd, size_t nr)
-{
-	const size_t page = page_size();
-	char line[256], start[32];
-	bool here = false;
-	long kb = 0;
-	FILE *smaps;
-	char *map;
-
-	map = mmap(NULL, page, PROT_READ, MAP_SHARED, fd, nr * page);
-	snprintf(start, sizeof(start), "%lx-", (unsigned long)map);
-	smaps = fopen("/proc/self/smaps", "re");
-	while (smaps && fgets(line, sizeof(line), smaps)) {
-		if (!strncmp(line, start, strlen(start)))
-			here = true;
-		else if (here && sscanf(line, "Swap: %ld kB", &kb) == 1)
-			break;
-	}
-	if (smaps)
-		fclose(smaps);
-	munmap(map, page);
-	return kb > 0;
-}
-
 static const char *page_out(FIXTURE_DATA(keeps) *self)
 {
 	struct sysinfo info;
 
 	if (sysinfo(&info) || !info.totalswap)
 		return "no swap";
-	for (int i = 0; i < 200 && !swapped_out(self->fd, self->nr); i++) {
+	for (int i = 0; i < 200 && !swapped_kb(self->fd, self->nr, 1); i++) {
 		madvise(self->map, KEEP_SIZE, MADV_PAGEOUT);
 		usleep(2000);
 	}
-	return swapped_out(self->fd, self->nr) ? NULL :
+	return swapped_kb(self->fd, self->nr, 1) ? NULL :
 		"the page does not leave";
 }
 

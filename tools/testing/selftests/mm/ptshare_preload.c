@@ -4,7 +4,8 @@
  *
  *   LD_PRELOAD=./ptshare_preload.so PROGRAM
  *
- * Every memfd that it makes gets MFD_SHARE_PGTABLES. Shared mappings of a file
+ * Every memfd that it makes gets MFD_SHARE_PGTABLES, or the flags of memfd_create(2) that
+ * MEMFD_FLAGS in the environment has as a number. Shared mappings of a file
  * from a table's boundary on, where it leaves the address to the kernel, become as
  * long as whole tables, because others do not share. The program does not see
  * the rest: what it does to a whole mapping is done to all of it.
@@ -16,6 +17,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -78,6 +80,13 @@ static size_t length_of(char *start, size_t len, int forget)
 	return ret;
 }
 
+static unsigned long flags_to_add(void)
+{
+	const char *flags = getenv("MEMFD_FLAGS");
+
+	return flags ? strtoul(flags, NULL, 0) : MFD_SHARE_PGTABLES;
+}
+
 long syscall(long nr, ...)
 {
 	long a[6];
@@ -88,7 +97,7 @@ long syscall(long nr, ...)
 		a[i] = va_arg(ap, long);
 	va_end(ap);
 	if (nr == SYS_memfd_create && !(a[1] & MFD_HUGETLB_FLAG))
-		a[1] |= MFD_SHARE_PGTABLES;
+		a[1] |= flags_to_add();
 	return raw(nr, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
