@@ -27,9 +27,10 @@ GUP := $(patsubst $(TOP)/tools/testing/selftests/mm/%.c,%, \
 	$(wildcard $(TOP)/tools/testing/selftests/mm/gup_*.c))
 BENCH := $(patsubst $(TOP)/bench/%.c,%,$(wildcard $(TOP)/bench/*.c))
 MM := uffd-unit-tests mkdirty madv_populate
+KVM := demand_paging_test dirty_log_perf_test kvm_page_table_test access_tracking_perf_test
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
 
-all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) memfd_test $(MM)) $(SAMPLES)
+all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) memfd_test $(MM) $(KVM:%=kvm/%)) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
@@ -55,6 +56,14 @@ $(MM:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(HDR)/.installed | $(BIN)
 $(BIN)/uffd-unit-tests: $(SELF)/mm/uffd-common.c
 $(MM:%=$(BIN)/%): $(SELF)/mm/vm_util.c \
 	$(wildcard $(SELF)/mm/thp_settings.c $(SELF)/mm/hugepage_settings.c)
+
+# By their own Makefile: they have a library
+$(BIN)/kvm/built: $(wildcard $(SELF)/kvm/*.c $(SELF)/kvm/lib/*.c $(SELF)/kvm/lib/*/*) $(HDR)/.installed
+	mkdir -p $(@D)
+	$(MAKE) -s -C $(SELF)/kvm OUTPUT=$(@D) ARCH=x86_64 CC="$(CC) -w" \
+		KHDR_INCLUDES="-isystem $(HDR)" $(KVM:%=$(@D)/%)
+	touch $@
+$(KVM:%=$(BIN)/kvm/%): $(BIN)/kvm/built ;
 
 samples: $(HDR)/.installed | $(BIN)
 	@$(MAKE) -C $(TOP)/samples/memfd_protect UAPI=$(HDR) OUT=$(BIN)
