@@ -389,8 +389,8 @@ out:
 
 /*
  * Returns the verdict. An event that its last writer leaves is gone, unless it was
- * read and the writer will come back, or comes back at once. @note is a reference of the caller's to an
- * event that nobody else knows, or the event itself.
+ * read and the writer will come back, or comes back at once. @note is a reference of
+ * the caller's to an event that nobody else knows, or the event itself.
  */
 static u8 leave(struct memfd_waiters *waiters, struct memfd_pending *event,
 		struct memfd_pending *note, const struct memfd_writer *writer)

@@ -164,17 +164,17 @@ struct job {
 static long run_machine(void *arg)
 {
 	struct job *job = arg;
-	const FIXTURE_DATA(machine) *self = job->self;
+	int vcpu = job->self->vcpu;
+	struct kvm_run *run = job->self->run;
 
-	if (!set_registers(self->vcpu, job->ip,
-			   MEMORY_GPA + job->page * self->page, job->byte,
-			   self->rflags))
+	if (!set_registers(vcpu, job->ip,
+			   MEMORY_GPA + job->page * job->self->page, job->byte,
+			   job->self->rflags))
 		return -EINVAL;
-	if (ioctl(self->vcpu, KVM_RUN, 0))
+	if (ioctl(vcpu, KVM_RUN, 0))
 		return -errno;
-	if (self->run->exit_reason != KVM_EXIT_IO ||
-	    self->run->io.port != EXIT_PORT)
-		return -self->run->exit_reason - 10000;
+	if (run->exit_reason != KVM_EXIT_IO || run->io.port != EXIT_PORT)
+		return -run->exit_reason - 10000;
 	return 0;
 }
 

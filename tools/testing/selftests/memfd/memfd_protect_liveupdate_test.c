@@ -10,28 +10,14 @@
 
 #include "kselftest_harness.h"
 
+#if __has_include(<linux/liveupdate.h>)
+#include <linux/liveupdate.h>
+
 #ifndef MFD_SHARE_PGTABLES
 #define MFD_SHARE_PGTABLES	0x00200000U
 #endif
 
 #define NR_PAGES	16
-
-/* As in <linux/liveupdate.h>, which older kernels do not have */
-
-struct create_session {
-	uint32_t size;
-	int32_t fd;
-	uint8_t name[64];
-};
-
-struct preserve_fd {
-	uint32_t size;
-	int32_t fd;
-	uint64_t token;
-};
-
-#define CREATE_SESSION	_IO(0xBA, 0x00)
-#define PRESERVE_FD	_IO(0xBA, 0x40)
 
 FIXTURE(session) {
 	int fd;
@@ -40,7 +26,7 @@ FIXTURE(session) {
 
 FIXTURE_SETUP(session)
 {
-	struct create_session create = {
+	struct liveupdate_ioctl_create_session create = {
 		.size = sizeof(create), .name = "memfd_protect",
 	};
 	int device = open("/dev/liveupdate", O_RDWR | O_CLOEXEC);
@@ -48,7 +34,7 @@ FIXTURE_SETUP(session)
 	self->fd = -1;
 	if (device < 0)
 		SKIP(return, "no live update");
-	ASSERT_EQ(0, ioctl(device, CREATE_SESSION, &create));
+	ASSERT_EQ(0, ioctl(device, LIVEUPDATE_IOCTL_CREATE_SESSION, &create));
 	close(device);
 	self->fd = create.fd;
 	self->size = NR_PAGES * page_size();
@@ -61,9 +47,11 @@ FIXTURE_TEARDOWN(session)
 
 static int preserve(const FIXTURE_DATA(session) *self, int fd)
 {
-	struct preserve_fd arg = { .size = sizeof(arg), .fd = fd, .token = 1 };
+	struct liveupdate_session_preserve_fd arg = {
+		.size = sizeof(arg), .fd = fd, .token = 1,
+	};
 
-	return neg_errno(ioctl(self->fd, PRESERVE_FD, &arg));
+	return neg_errno(ioctl(self->fd, LIVEUPDATE_SESSION_PRESERVE_FD, &arg));
 }
 
 /* So that what is refused below is refused for what it is */
@@ -112,5 +100,14 @@ TEST_F(session, shared_tables)
 	munmap(map, self->size);
 	close(fd);
 }
+
+#else
+
+TEST(session)
+{
+	SKIP(return, "this kernel's headers have no live update");
+}
+
+#endif
 
 TEST_HARNESS_MAIN
