@@ -100,6 +100,9 @@ static bool set_registers(int vcpu, uint64_t ip, uint64_t ds, unsigned char al,
 
 FIXTURE_SETUP(machine)
 {
+	struct kvm_enable_cap irqchip = {
+		.cap = KVM_CAP_SPLIT_IRQCHIP, .args = { 24 },
+	};
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
 	if (kvm < 0)
@@ -120,7 +123,7 @@ FIXTURE_SETUP(machine)
 	ASSERT_LE(0, self->vm);
 	self->rflags = 2;	/* always set */
 	if (variant->irqchip) {
-		ASSERT_EQ(0, ioctl(self->vm, KVM_CREATE_IRQCHIP));
+		ASSERT_EQ(0, ioctl(self->vm, KVM_ENABLE_CAP, &irqchip));
 		self->rflags |= RFLAGS_IF;
 	}
 	self->code = mmap(NULL, self->page, PROT_READ | PROT_WRITE,
