@@ -1090,7 +1090,8 @@ TEST_F(hook, holds)
 
 /*
  * Page-table isolation flushes whenever the kernel is entered, if the processor has no
- * PCIDs (as in QEMU without KVM): no stale entry lives until migration flushes.
+ * PCIDs (as in QEMU without KVM): hardly a stale entry lives until somebody else
+ * flushes, who has changed the page table and is not done yet.
  */
 static bool flushes_at_entry(void)
 {
@@ -1102,7 +1103,8 @@ static bool flushes_at_entry(void)
 
 TEST_F(hook, is_missed)
 {
-	if (!strcmp(variant->hook, "batched_flush") && flushes_at_entry())
+	if (flushes_at_entry() && (!strcmp(variant->hook, "nested_flush") ||
+				   !strcmp(variant->hook, "batched_flush")))
 		SKIP(return, "each entry of the kernel flushes");
 	ASSERT_TRUE(debug_set("disable", variant->hook, 1));
 	self->scene.end_ns = now_ns() + 100 * 1000000000ULL;
