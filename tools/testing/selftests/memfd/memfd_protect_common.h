@@ -564,17 +564,14 @@ static inline bool file_filled_with(int fd, size_t page, size_t nr,
 	return true;
 }
 
-/* How much of the file, whole pages of it, is swapped out */
-static inline long swapped_kb(int fd, size_t first, size_t nr)
+/* How much is swapped out of the file's part that is mapped there: what smaps says */
+static inline long swap_kb_of(const char *map)
 {
-	const size_t page = page_size();
 	char line[256], start[32];
 	bool here = false;
 	long kb = 0;
 	FILE *smaps;
-	char *map;
 
-	map = mmap(NULL, nr * page, PROT_READ, MAP_SHARED, fd, first * page);
 	snprintf(start, sizeof(start), "%lx-", (unsigned long)map);
 	smaps = fopen("/proc/self/smaps", "re");
 	while (smaps && fgets(line, sizeof(line), smaps)) {
@@ -585,6 +582,17 @@ static inline long swapped_kb(int fd, size_t first, size_t nr)
 	}
 	if (smaps)
 		fclose(smaps);
+	return kb;
+}
+
+/* The same of whole pages, mapped anywhere or not */
+static inline long swapped_kb(int fd, size_t first, size_t nr)
+{
+	const size_t page = page_size();
+	char *map = mmap(NULL, nr * page, PROT_READ, MAP_SHARED, fd,
+			 first * page);
+	long kb = swap_kb_of(map);
+
 	munmap(map, nr * page);
 	return kb;
 }

@@ -576,36 +576,15 @@ static long read_nowait(int fd, size_t page, size_t nr)
 	return neg_errno(preadv2(fd, &iov, 1, page * page_size(), RWF_NOWAIT));
 }
 
-/* The page is in swap: what smaps says of this mapping alone */
-static bool in_swap(char *map)
-{
-	char line[256], start[32];
-	bool here = false;
-	long kb = 0;
-	FILE *smaps;
-
-	snprintf(start, sizeof(start), "%lx-", (unsigned long)map);
-	smaps = fopen("/proc/self/smaps", "re");
-	while (smaps && fgets(line, sizeof(line), smaps)) {
-		if (!strncmp(line, start, strlen(start)))
-			here = true;
-		else if (here && sscanf(line, "Swap: %ld kB", &kb) == 1)
-			break;
-	}
-	if (smaps)
-		fclose(smaps);
-	return kb > 0;
-}
-
 /* Swaps a mapped page out, and says whether that worked */
 static bool page_out(char *map)
 {
 	*(volatile char *)map;
-	for (int i = 0; i < 200 && !in_swap(map); i++) {
+	for (int i = 0; i < 200 && !swap_kb_of(map); i++) {
 		madvise(map, page_size(), MADV_PAGEOUT);
 		usleep(2000);
 	}
-	return in_swap(map);
+	return swap_kb_of(map) > 0;
 }
 
 TEST_F(file, read_nowait)
