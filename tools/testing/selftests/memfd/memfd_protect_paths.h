@@ -55,6 +55,7 @@ enum path_kind {
 #define PATH_OWN_WORD	32	/* prepare() changes the page */
 #define PATH_ZERO	64	/* writes zeros */
 #define PATH_EXIT	128	/* of an exiting task: goes through WAIT pages */
+#define PATH_PINS	256	/* pins the page, for a moment longer than it writes */
 
 struct job;
 
@@ -927,14 +928,17 @@ static const struct path paths[NR_PATHS] = {
 				    NEEDS(uring_read)),
 	[P_direct_read_block] = {
 		.name = "direct_read_block", .kind = PATH_MAPPING,
+		.flags = PATH_PINS,
 		.prepare = prepare_direct_block, .run = run_read_file,
 	},
 	[P_direct_read_file] = {
 		.name = "direct_read_file", .kind = PATH_MAPPING,
+		.flags = PATH_PINS,
 		.prepare = prepare_direct_file, .run = run_read_file,
 	},
 	[P_direct_read_shmem] = {
 		.name = "direct_read_shmem", .kind = PATH_MAPPING,
+		.flags = PATH_PINS,
 		.prepare = prepare_direct_shmem, .run = run_read_file,
 	},
 	[P_process_vm_writev] = PATH(process_vm_writev, MAPPING),
