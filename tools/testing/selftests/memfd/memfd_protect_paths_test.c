@@ -503,12 +503,9 @@ static void log_without_pins(struct round *r)
 	uint64_t limit = now_ns() + LONG_MS * 1000000ULL, end;
 	struct memfd_range range[2];
 
-	while (scan_range(r->target.nfd, 0, 0, range, 2, 0, &end) > 0 &&
-	       now_ns() < limit) {
+	while (scan_range(r->target.nfd, 0, 0, range, 2, MEMFD_SCAN_REPROTECT,
+			  &end) > 0 && now_ns() < limit)
 		usleep(1000);
-		scan_range(r->target.nfd, 0, 0, range, 2, MEMFD_SCAN_REPROTECT,
-			   &end);
-	}
 }
 
 /* What was written is logged, exactly and once */
