@@ -353,6 +353,23 @@ static size_t pick_page(unsigned int *seed)
 					     rnd(seed, 512));
 }
 
+/* A page in as few lines as there are pieces of other pages and writes in it */
+static void report_words(const uint64_t *words)
+{
+	unsigned int pieces = 0;
+	size_t from = 0;
+
+	for (size_t i = 1; i <= WORDS && pieces < 12; i++) {
+		if (i < WORDS && words[i] == words[i - 1] + !!words[i])
+			continue;
+		ksft_print_msg("    words %zu to %zu: %016llx to %016llx\n",
+			       from, i - 1, (unsigned long long)words[from],
+			       (unsigned long long)words[i - 1]);
+		from = i;
+		pieces++;
+	}
+}
+
 static void report_finding(const struct visit *v, const struct page_view *view,
 			   enum finding found, size_t at)
 {
@@ -365,6 +382,7 @@ static void report_finding(const struct visit *v, const struct page_view *view,
 	ksft_print_msg("    last %u seq %u next %u, drops %u to %u, now %u to %u\n",
 		       view->last, view->seq, view->next, view->before,
 		       view->after, view->ended, view->begun);
+	report_words(v->words);
 }
 
 /* What this thread does to its mappings now */
