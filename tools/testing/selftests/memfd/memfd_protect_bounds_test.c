@@ -776,6 +776,55 @@ TEST_F(file, slow_handler_denies_write_late)
 	EXPECT_TRUE(debug_set("delay_us", "enqueue", 0));
 }
 
+struct inlet {
+	int fd;
+	char *page;
+};
+
+/* read(2) stores to the page: in kernel mode, and tried again after signals */
+static long read_into_page(void *arg)
+{
+	struct sigaction act = { .sa_handler = tick };
+	struct inlet *inlet = arg;
+
+	sigaction(SIGALRM, &act, NULL);
+	return neg_errno(read(inlet->fd, inlet->page, 1));
+}
+
+/* With a signal pending it looks up now and then, and stays one event */
+TEST_F(file, read_with_a_signal_pending)
+{
+	struct inlet inlet = { .page = self->map + 5 * self->page };
+	struct memfd_event ev;
+	struct writer w;
+	int fds[2];
+
+	close(self->nfd);
+	self->nfd = sys_memfd_notify(self->fd, MEMFD_NOTIFY_KERNEL);
+	ASSERT_LE(0, self->nfd);
+	ASSERT_EQ(0, pipe(fds));
+	ASSERT_EQ(1, write(fds[1], "x", 1));
+	inlet.fd = fds[0];
+	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
+	ASSERT_TRUE(writer_start(&w, self->nfd, read_into_page, &inlet));
+	ASSERT_TRUE(readable(self->nfd, LONG_MS));
+	kill(w.pid, SIGALRM);
+	sleep_ms(1000);
+	/* The one that the signal ended, unread, and the one after it */
+	EXPECT_EQ(2, fdinfo_value(self->fd, "events:"));
+	EXPECT_EQ(1, fdinfo_value(self->fd, "pending:"));
+	ASSERT_TRUE(read_event(self->nfd, &ev));
+	sleep_ms(500);
+	EXPECT_EQ(2, fdinfo_value(self->fd, "events:"));
+	EXPECT_TRUE(no_event(self->nfd));
+	EXPECT_EQ(0, resolve(self->nfd, ev.cookie, MEMFD_RESOLVE_ALLOW));
+	EXPECT_TRUE(writer_finishes(&w));
+	EXPECT_EQ(1, w.out->ret);
+	writer_free(&w);
+	close(fds[0]);
+	close(fds[1]);
+}
+
 /* Part 6: waiting writes, and who is woken for what */
 
 static long write_eight(void *arg)
@@ -912,6 +961,48 @@ TEST_F(file, exit_wait_has_a_limit)
 	writer_free(&w);
 }
 
+#define CGROUP_ROOT	"/sys/fs/cgroup"
+#define CGROUP_COLD	CGROUP_ROOT "/memfd_protect_cold"
+
+static bool enter_cgroup(const char *cgroup)
+{
+	char path[128], pid[16];
+
+	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	return write_file(path, pid);
+}
+
+/* Being frozen is no reason to go through either */
+TEST_F(file, exit_wait_while_frozen)
+{
+	pthread_mutex_t *mutex = (void *)(self->map + 5 * self->page);
+	struct memfd_event ev;
+	struct writer w;
+
+	if ((mkdir(CGROUP_COLD, 0755) && errno != EEXIST) ||
+	    access(CGROUP_COLD "/cgroup.freeze", W_OK))
+		SKIP(return, "no cgroup freezer");
+	close(self->nfd);
+	self->nfd = sys_memfd_notify(self->fd, MEMFD_NOTIFY_KERNEL);
+	ASSERT_LE(0, self->nfd);
+	/* Who exits cannot be moved */
+	ASSERT_TRUE(enter_cgroup(CGROUP_COLD));
+	ASSERT_TRUE(owner_ends(&w, self->fd, self->nfd, 5, mutex));
+	ASSERT_TRUE(enter_cgroup(CGROUP_ROOT));
+	ASSERT_TRUE(read_event(self->nfd, &ev));
+	ASSERT_TRUE(write_file(CGROUP_COLD "/cgroup.freeze", "1"));
+	EXPECT_FALSE(writer_reap(&w, 1000));
+	EXPECT_TRUE(no_event(self->nfd));
+	ASSERT_TRUE(write_file(CGROUP_COLD "/cgroup.freeze", "0"));
+	EXPECT_FALSE(writer_reap(&w, 50));
+	EXPECT_EQ(0, resolve(self->nfd, ev.cookie, MEMFD_RESOLVE_ALLOW));
+	EXPECT_TRUE(writer_reap(&w, LONG_MS));
+	EXPECT_EQ(EOWNERDEAD, lock_in(mutex, 5000));
+	writer_free(&w);
+	rmdir(CGROUP_COLD);
+}
+
 /* Part 8: readers of fdinfo, and memory cgroups */
 
 static long read_fdinfo(void *arg)
@@ -988,7 +1079,6 @@ TEST(fdinfo_beside_writers)
 	close(fd);
 }
 
-#define CGROUP_ROOT	"/sys/fs/cgroup"
 #define CGROUP_TIGHT	CGROUP_ROOT "/memfd_protect_tight"
 
 struct tight {
@@ -1005,10 +1095,7 @@ static long tight_stores(void *arg)
 	struct tight *tight = arg;
 
 	if (!own) {
-		char pid[16];
-
-		snprintf(pid, sizeof(pid), "%d", getpid());
-		write_file(CGROUP_TIGHT "/cgroup.procs", pid);
+		enter_cgroup(CGROUP_TIGHT);
 		own = mmap(NULL, 8 << 20, PROT_READ | PROT_WRITE,
 			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	}
