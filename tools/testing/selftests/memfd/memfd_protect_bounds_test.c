@@ -973,10 +973,32 @@ static bool enter_cgroup(const char *cgroup)
 	return write_file(path, pid);
 }
 
+/* Its end is told in the page: the kernel clears the word as the thread exits */
+static void *exit_by_word(void *word)
+{
+	syscall(SYS_set_tid_address, word);
+	/* The page is protected meanwhile */
+	sleep_ms(300);
+	syscall(SYS_exit, 0);
+	return NULL;
+}
+
+static long thread_ends(void *arg)
+{
+	volatile int *word = arg;
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, exit_by_word, arg))
+		return -EAGAIN;
+	while (*word)
+		usleep(1000);
+	return 0;
+}
+
 /* Being frozen is no reason to go through either */
 TEST_F(file, exit_wait_while_frozen)
 {
-	pthread_mutex_t *mutex = (void *)(self->map + 5 * self->page);
+	volatile int *word = (void *)(self->map + 5 * self->page);
 	struct memfd_event ev;
 	struct writer w;
 
@@ -986,19 +1008,25 @@ TEST_F(file, exit_wait_while_frozen)
 	close(self->nfd);
 	self->nfd = sys_memfd_notify(self->fd, MEMFD_NOTIFY_KERNEL);
 	ASSERT_LE(0, self->nfd);
+	*word = 1;
 	/* Who exits cannot be moved */
 	ASSERT_TRUE(enter_cgroup(CGROUP_COLD));
-	ASSERT_TRUE(owner_ends(&w, self->fd, self->nfd, 5, mutex));
+	ASSERT_TRUE(writer_start(&w, self->nfd, thread_ends, (void *)word));
 	ASSERT_TRUE(enter_cgroup(CGROUP_ROOT));
+	sleep_ms(100);
+	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
+	EXPECT_EQ(MEMFD_EVENT_F_KERNEL | MEMFD_EVENT_F_WAITING, ev.flags);
 	ASSERT_TRUE(write_file(CGROUP_COLD "/cgroup.freeze", "1"));
-	EXPECT_FALSE(writer_reap(&w, 1000));
+	sleep_ms(1000);
+	EXPECT_EQ(1, *word);
 	EXPECT_TRUE(no_event(self->nfd));
 	ASSERT_TRUE(write_file(CGROUP_COLD "/cgroup.freeze", "0"));
-	EXPECT_FALSE(writer_reap(&w, 50));
+	EXPECT_TRUE(writer_blocks(&w));
+	EXPECT_EQ(1, *word);
 	EXPECT_EQ(0, resolve(self->nfd, ev.cookie, MEMFD_RESOLVE_ALLOW));
-	EXPECT_TRUE(writer_reap(&w, LONG_MS));
-	EXPECT_EQ(EOWNERDEAD, lock_in(mutex, 5000));
+	EXPECT_TRUE(writer_finishes(&w));
+	EXPECT_EQ(0, *word);
 	writer_free(&w);
 	rmdir(CGROUP_COLD);
 }
