@@ -138,8 +138,9 @@ static inline bool view_may_be_write(const struct page_view *v, uint32_t seq)
 	       (v->next != v->seq && seq >= v->first && seq <= v->next);
 }
 
-static inline enum finding check_word(unsigned int file, size_t page, size_t i,
-				      const struct page_view *v, uint64_t word)
+static inline enum finding check_value(unsigned int file, size_t page,
+				       size_t i, const struct page_view *v,
+				       uint64_t word)
 {
 	if (!word)
 		return view_may_be_zero(v) ? FOUND_GOOD : FOUND_LOST;
@@ -149,6 +150,44 @@ static inline enum finding check_word(unsigned int file, size_t page, size_t i,
 	if (view_may_be_write(v, word >> 32))
 		return view_may_be_data(v) ? FOUND_GOOD : FOUND_BACK;
 	return v->seq ? FOUND_OLD : FOUND_BACK;
+}
+
+/*
+ * The kernel copies bytes. Where the page was dropped under such a copy, or the copy
+ * ended, a word can be of two values that are right: the lower bytes are as if the
+ * copy had got to the word, the others as if it had not, or the other way round.
+ */
+static inline bool is_torn(unsigned int file, size_t page, size_t i,
+			   const struct page_view *v, uint64_t word)
+{
+	uint32_t begun = v->next == v->seq ? 0 : v->next - v->first + 1;
+	unsigned int lower = 0, upper = 0;
+
+	/* Bits of @lower: so many bytes from below are those of a right value */
+	for (uint32_t n = 0; n < begun + 2; n++) {
+		uint32_t seq = n == 0 ? 0 : n == 1 ? v->seq : v->first + n - 2;
+		uint64_t right = page_word(file, page, i, seq);
+
+		if (check_value(file, page, i, v, right) != FOUND_GOOD)
+			continue;
+		for (unsigned int bytes = 1; bytes < 8; bytes++) {
+			if (!((word ^ right) << (64 - 8 * bytes)))
+				lower |= 1 << bytes;
+			if (!((word ^ right) >> 8 * bytes))
+				upper |= 1 << bytes;
+		}
+	}
+	return lower & upper;
+}
+
+static inline enum finding check_word(unsigned int file, size_t page, size_t i,
+				      const struct page_view *v, uint64_t word)
+{
+	enum finding found = check_value(file, page, i, v, word);
+
+	if (found != FOUND_GOOD && is_torn(file, page, i, v, word))
+		found = FOUND_GOOD;
+	return found;
 }
 
 /* @at is the first word that is wrong */
