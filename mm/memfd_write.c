@@ -9,7 +9,7 @@
  * is then 0, and the caller, who knows about seals, refuses.
  *
  * Who waits here holds no lock that others need: inode_lock() is dropped, and that
- * of a pipe is not held. splice() writes with IOCB_NOWAIT while it has that one,
+ * of a pipe is not held. splice() writes with IOCB_MEMFD_NOWAIT while it has that one,
  * and waits without it (memfd_protect_splice_wait()).
  */
 
@@ -104,7 +104,7 @@ int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
 		if (!write_pages(&writer, inode, iocb->ki_pos,
 				 iov_iter_count(from)))
 			return 0;
-		if (iocb->ki_flags & IOCB_NOWAIT)
+		if (iocb->ki_flags & (IOCB_NOWAIT | IOCB_MEMFD_NOWAIT))
 			return memfd_state_verdict(mp, &writer, true);
 		ret = call_check(mp, inode, &writer, true);
 		if (ret != -EAGAIN)
@@ -288,21 +288,24 @@ bool __memfd_protect_no_fill(void)
 	return memfd_hook(USERFAULT) && memfd_hook(FILL);
 }
 
-void __memfd_protect_splice_nowait(struct kiocb *iocb)
+void __memfd_protect_splice_nowait(struct kiocb *iocb, bool waited)
 {
-	if (memfd_protect_of(file_inode(iocb->ki_filp)) &&
-	    memfd_hook(SPLICE_LOCK))
+	if (!memfd_protect_of(file_inode(iocb->ki_filp)) ||
+	    !memfd_hook(SPLICE_LOCK))
+		return;
+	iocb->ki_flags |= IOCB_MEMFD_NOWAIT;
+	if (!waited)
 		iocb->ki_flags |= IOCB_NOWAIT;
 }
 
 /**
  * memfd_protect_splice_wait() - wait until a piece of a splice can be written
- * @out: A file for which memfd_protect_splice_nowait() set IOCB_NOWAIT.
+ * @out: A file for which memfd_protect_splice_nowait() set IOCB_MEMFD_NOWAIT.
  * @pos: Where to, in bytes.
  * @len: Bytes in the piece.
  *
  * After -EAGAIN, be it for a protected page or for inode_lock(): this function takes
- * it, so that who tries again and again sleeps in between.
+ * that. Pages that are protected anew before they are written have the caller come back.
  *
  * Context: May sleep; no locks.
  * Return: 0 to try again, or a negative error.

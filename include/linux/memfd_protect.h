@@ -135,7 +135,7 @@ int __memfd_protect_splice_file(struct file *in, loff_t in_pos,
 				struct file *out, loff_t out_pos, size_t *len);
 int __memfd_protect_splice_pipe(struct pipe_inode_info *pipe, struct file *out,
 				loff_t pos, size_t *len);
-void __memfd_protect_splice_nowait(struct kiocb *iocb);
+void __memfd_protect_splice_nowait(struct kiocb *iocb, bool waited);
 int memfd_protect_splice_wait(struct file *out, loff_t pos, size_t len);
 int __memfd_protect_read(struct kiocb *iocb, pgoff_t index);
 bool __memfd_protect_access_begin(struct vm_area_struct *vma,
@@ -329,17 +329,26 @@ static inline int memfd_protect_splice_pipe(struct pipe_inode_info *pipe,
 	       __memfd_protect_splice_pipe(pipe, out, pos, len) : 0;
 }
 
+/*
+ * A write that is not to wait for protected pages, but for locks like any other. The
+ * flag is for reads; nothing looks at it that writes to shmem.
+ */
+#define IOCB_MEMFD_NOWAIT	IOCB_NOIO
+
 /**
  * memfd_protect_splice_nowait() - a piece is written with the pipe locked
  * @iocb: How it is going to be written.
+ * @waited: Whether memfd_protect_splice_wait() has waited for this piece.
  *
  * Whoever else uses the pipe is not to wait for what its writer waits for. So that
- * one gets -EAGAIN instead, and must wait by memfd_protect_splice_wait().
+ * one gets -EAGAIN instead, and must wait by memfd_protect_splice_wait(). That is for
+ * protected pages, and for inode_lock(), but for the latter once only: of several that
+ * try it again and again, and hold it in between, none might ever get on.
  */
-static inline void memfd_protect_splice_nowait(struct kiocb *iocb)
+static inline void memfd_protect_splice_nowait(struct kiocb *iocb, bool waited)
 {
 	if (static_branch_unlikely(&memfd_protect_used))
-		__memfd_protect_splice_nowait(iocb);
+		__memfd_protect_splice_nowait(iocb, waited);
 }
 
 /**
@@ -582,7 +591,9 @@ static inline int memfd_protect_splice_pipe(struct pipe_inode_info *pipe,
 	return 0;
 }
 
-static inline void memfd_protect_splice_nowait(struct kiocb *iocb) { }
+static inline void memfd_protect_splice_nowait(struct kiocb *iocb, bool waited)
+{
+}
 
 static inline int memfd_protect_splice_wait(struct file *out, loff_t pos,
 					    size_t len)

@@ -205,6 +205,54 @@ TEST_F(file, lock_held_is_missed)
 	EXPECT_TRUE(write_file(DISABLE_DIR "splice_lock", "0"));
 }
 
+/*
+ * Each of several that write to one file by sendfile(2) gets on, a page at a time, as
+ * many as there are processors and more. (They once tried to lock the inode only, and
+ * kept each other from it.)
+ */
+TEST_F(file, splices_get_on)
+{
+	enum { NR = 6, ENOUGH = 50 };
+	volatile unsigned int *done;
+	uint64_t end = now_ns() + LONG_MS * 1000000ULL;
+	unsigned int behind = NR;
+	pid_t pids[NR];
+
+	done = mmap(NULL, self->page, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, done);
+	for (unsigned int i = 0; i < NR; i++) {
+		struct op op = { .to = i * self->page, .len = self->page };
+		char path[64];
+
+		pids[i] = fork();
+		if (pids[i])
+			continue;
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", self->fd);
+		op.out = open(path, O_RDWR | O_CLOEXEC);
+		op.in = sys_memfd_create(0);
+		if (ftruncate(op.in, self->page))
+			_exit(1);
+		while (op_sendfile(&op) == (long)self->page)
+			done[i]++;
+		_exit(1);
+	}
+	while (behind && now_ns() < end) {
+		usleep(10000);
+		behind = 0;
+		for (unsigned int i = 0; i < NR; i++)
+			behind += done[i] < ENOUGH;
+	}
+	EXPECT_EQ(0, behind);
+	for (unsigned int i = 0; i < NR; i++) {
+		if (behind)
+			TH_LOG("%u: %u times", i, done[i]);
+		kill(pids[i], SIGKILL);
+		waitpid(pids[i], NULL, 0);
+	}
+	munmap((void *)done, self->page);
+}
+
 TEST_F(file, splice_denied)
 {
 	struct memfd_event ev;
