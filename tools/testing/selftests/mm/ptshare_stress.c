@@ -799,15 +799,18 @@ static bool op_uffd(unsigned int *seed, struct piece *p)
 static bool op_guard(unsigned int *seed, struct piece *p)
 {
 	size_t at = rnd(seed, p->len / 4096) * 4096;
+	bool ok;
 
 	if (space.holes[p->f][p->ro])
 		map_window(p->f, p->ro);
-	if (madvise(p->addr, p->len, MADV_GUARD_INSTALL))
-		return false;
-	if (try_load(p->addr + at) != SIGSEGV)
+	/* Refused by a locked piece, it leaves guards in what lies before that */
+	ok = !madvise(p->addr, p->len, MADV_GUARD_INSTALL);
+	if (ok && try_load(p->addr + at) != SIGSEGV)
 		error_once("a guard can be read", p->offset + at);
-	if (madvise(p->addr, p->len, MADV_GUARD_REMOVE))
+	if (guards && madvise(p->addr, p->len, MADV_GUARD_REMOVE))
 		error_once("guards stay", -errno);
+	if (!ok)
+		return false;
 	use_piece(seed, p, p->window);
 	return true;
 }
