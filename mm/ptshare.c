@@ -159,9 +159,10 @@ int __ptshare_mmap(struct vm_area_struct *vma,
 {
 	struct ptshare_vma *pv;
 
-	if (!(vma->vm_flags & VM_MAYSHARE) ||
-	    !ptshare_of_inode(file_inode(vma->vm_file)))
+	if (!(vma->vm_flags & VM_MAYSHARE) || !ptshare_wanted(vma->vm_file))
 		return 0;
+	if (!ptshare_make(file_inode(vma->vm_file)))
+		return -ENOMEM;
 	pv = kmem_cache_zalloc(ptshare_vma_cache, GFP_KERNEL);
 	if (!pv)
 		return -ENOMEM;
@@ -169,8 +170,44 @@ int __ptshare_mmap(struct vm_area_struct *vma,
 	pv->vm_ops = *ops;
 	pv->shares = ptshare_may_share(vma->vm_mm, vma->vm_flags);
 	vma->vm_private_data = *data = pv;
-	vma->vm_ops = *ops = &ptshare_guest_vm_ops;
+	vma->vm_ops = *ops = &ptshare_guest_vm_ops[0];
 	return 0;
+}
+
+const struct vm_operations_struct *
+__ptshare_wrap(struct vm_area_struct *vma, const struct vm_operations_struct *ops)
+{
+	ptshare_vma(vma)->vm_ops = ops;
+	return &ptshare_guest_vm_ops[1];
+}
+
+/**
+ * ptshare_wrapped_open() - a VMA with operations around those of shmem is copied
+ * @vma: The copy.
+ *
+ * Context: mmap lock for writing.
+ */
+void ptshare_wrapped_open(struct vm_area_struct *vma)
+{
+	ptshare_vma(vma)->vm_ops->open(vma);
+}
+
+/**
+ * ptshare_wrapped_close() - a VMA with operations around those of shmem goes
+ * @vma: The VMA, in no tree.
+ *
+ * What is known of it goes now: the caller takes away its operations.
+ *
+ * Context: mmap lock for writing, unless its address space has ended.
+ */
+void ptshare_wrapped_close(struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	vma->vm_ops = pv->vm_ops;
+	kmem_cache_free(ptshare_vma_cache, pv);
+	vma->vm_private_data = NULL;
+	vma->vm_ops->close(vma);
 }
 
 int __ptshare_dup_vma(struct vm_area_struct *vma)
@@ -200,7 +237,7 @@ unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
 {
 	unsigned long wide, offset = pgoff << PAGE_SHIFT;
 
-	if (!file || !ptshare_of_inode(file_inode(file)) || IS_ERR_VALUE(addr))
+	if (IS_ERR_VALUE(addr) || !ptshare_wanted(file))
 		return addr;
 	if ((flags & MAP_FIXED) || (flags & MAP_TYPE) == MAP_PRIVATE)
 		return addr;

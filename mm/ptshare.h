@@ -9,6 +9,7 @@
 #include <linux/fs.h>
 #include <linux/list.h>
 #include <linux/mm.h>
+#include <linux/mutex.h>
 #include <linux/ptshare.h>
 #include <linux/rbtree.h>
 #include <linux/sizes.h>
@@ -41,7 +42,9 @@ enum ptshare_class {
  * @by_mm: The first guest of each address space, by its mm_struct.
  * @mms: The same as a list.
  * @nr_guests: The number of guests. Written under i_mmap_rwsem.
- * @mm: The host, an address space in which nobody runs.
+ * @mm: The host, an address space in which nobody runs. NULL until the first fault;
+ *	read with READ_ONCE() by whoever does not know that a guest has links.
+ * @making: Held by whoever makes the host.
  * @vma: Its VMAs, one for each class. Each maps the file from its first byte to
  *	 PTSHARE_SPAN, and is in the file's reverse mapping.
  * @file: What they map. No open file description: see mm/ptshare_host.c.
@@ -62,6 +65,7 @@ struct ptshare {
 	struct list_head mms;
 	unsigned long nr_guests;
 	struct mm_struct *mm;
+	struct mutex making;
 	struct vm_area_struct *vma[PTSHARE_CLASSES];
 	struct file file;
 	struct file *pending_file;
@@ -119,8 +123,11 @@ void ptshare_count_unlinks(struct mm_struct *mm, struct ptshare *ps,
 			   unsigned long nr);
 
 /* mm/ptshare_host.c */
+bool ptshare_wanted(const struct file *file);
 struct ptshare *ptshare_of_inode(struct inode *inode);
 struct ptshare *ptshare_of(const struct vm_area_struct *vma);
+struct ptshare *ptshare_make(struct inode *inode);
+int ptshare_make_host(struct ptshare *ps, const struct vm_area_struct *guest);
 void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest);
 void ptshare_guest_left(struct vm_area_struct *guest, pgoff_t first,
 			pgoff_t last);
@@ -131,6 +138,9 @@ pmd_t *ptshare_next_pmd(struct mm_struct *mm, unsigned long *addr,
 			unsigned long end);
 pmd_t *ptshare_alloc_pmd(struct mm_struct *mm, unsigned long addr);
 pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr);
+
+/* mm/ptshare_mount.c */
+bool ptshare_kernel_shares(void);
 
 /* mm/ptshare_tlb.c */
 void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,

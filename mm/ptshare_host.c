@@ -2,10 +2,10 @@
 /*
  * Shared page tables of memfds: the host, who owns the tables, and their life.
  *
- * The host is an address space in which nobody runs. It belongs to a file,
- * comes and goes with it, and has a VMA for each class of mappings. Tables are
- * made in it by faults of guests (mm/ptshare_table.c), and freed here when
- * their last guest has gone.
+ * The host is an address space in which nobody runs. It belongs to a file, comes
+ * with the first fault of a guest and goes with the file, and has a VMA for each
+ * class of mappings. Tables are made in it by faults of guests
+ * (mm/ptshare_table.c), and freed here when their last guest has gone.
  *
  * The host has no reference to the file, which would be a cycle. What its VMAs
  * map is not an open file description: it has no dentry, keeps nothing, and
@@ -36,6 +36,7 @@
  * Locks:
  *
  *   mmap lock, VMA lock of a guest
+ *     ptshare.making			the host, until it is there
  *     mmap lock of the host		its VMAs; class of its own
  *       i_mmap_rwsem of the file	ptshare.guests, and what is to be freed
  */
@@ -227,15 +228,16 @@ static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
 static pgoff_t next_table(struct ptshare *ps, unsigned int classes,
 			  pgoff_t first, pgoff_t last)
 {
+	struct mm_struct *mm = READ_ONCE(ps->mm);
 	pgoff_t next = last + 1;
 	enum ptshare_class class;
 
-	for (class = 0; class < PTSHARE_CLASSES; class++) {
+	for (class = 0; mm && class < PTSHARE_CLASSES; class++) {
 		unsigned long base = PTSHARE_BASE(class);
 		unsigned long addr = base + (first << PAGE_SHIFT);
 
 		if ((classes & BIT(class)) &&
-		    ptshare_next_pmd(ps->mm, &addr, base + (next << PAGE_SHIFT)))
+		    ptshare_next_pmd(mm, &addr, base + (next << PAGE_SHIFT)))
 			next = min(next, (addr - base) >> PAGE_SHIFT);
 	}
 	return next;
@@ -522,9 +524,11 @@ void __ptshare_exit_mmap(struct mm_struct *mm)
  * The host
  */
 
-static int host_add_vma(struct ptshare *ps, enum ptshare_class class)
+static int host_add_vma(struct ptshare *ps, struct mm_struct *mm,
+			enum ptshare_class class,
+			const struct vm_operations_struct *kind)
 {
-	struct vm_area_struct *vma = vm_area_alloc(ps->mm);
+	struct vm_area_struct *vma = vm_area_alloc(mm);
 	/* Without VM_MAYWRITE it does not count as a writer for file seals. */
 	vm_flags_t flags = VM_READ | VM_SHARED | VM_MAYREAD | VM_MAYSHARE |
 			   VM_SOFTDIRTY;
@@ -538,9 +542,10 @@ static int host_add_vma(struct ptshare *ps, enum ptshare_class class)
 	vma->vm_end = PTSHARE_BASE(class) + PTSHARE_SPAN;
 	vm_flags_init(vma, flags);
 	vma->vm_ops = &ptshare_host_vm_ops;
+	vma->vm_private_data = (void *)kind;
 	vma->vm_file = get_file(&ps->file);
 	vma_set_page_prot(vma);
-	err = insert_vm_struct(ps->mm, vma);
+	err = insert_vm_struct(mm, vma);
 	if (err) {
 		fput(vma->vm_file);
 		vm_area_free(vma);
@@ -552,18 +557,21 @@ static int host_add_vma(struct ptshare *ps, enum ptshare_class class)
 
 /*
  * What the VMAs of the host map. It ends with them, and has nothing to be closed.
- * Faults update the times of the file, for which they need the mount: memfds are on
- * the kernel's own, which stays.
+ * Faults update the times of the file, for which they need a mount that is not
+ * read-only. That through which a process has mapped it may go before the file
+ * does; the kernel's own stays.
  */
-static void host_init_file(struct ptshare *ps, struct file *file)
+static void host_init_file(struct ptshare *ps)
 {
+	struct inode *inode = ps->mapping->host;
+
 	memfd_file_ref_init(&ps->file);
 	ps->file.f_mode = FMODE_READ;
 	ps->file.f_flags = O_RDONLY | O_NOATIME;
-	ps->file.f_op = file->f_op;
-	memfd_file_path(&ps->file)->mnt = file->f_path.mnt;
-	ps->file.f_inode = file_inode(file);
-	ps->file.f_mapping = file->f_mapping;
+	ps->file.f_op = inode->i_fop;
+	memfd_file_path(&ps->file)->mnt = ptshare_kernel_mount();
+	ps->file.f_inode = inode;
+	ps->file.f_mapping = ps->mapping;
 	ps->file.f_cred = memfd_kernel_cred();
 }
 
@@ -572,19 +580,19 @@ static void host_init_file(struct ptshare *ps, struct file *file)
  * with most small files. It saves looking for more, through all of a VMA, and
  * several times.
  */
-static void free_first_pmds(struct ptshare *ps)
+static void free_first_pmds(struct mm_struct *mm)
 {
 	unsigned long bytes = 0;
 	enum ptshare_class class;
 	struct mmu_gather tlb;
 
 	for (class = 0; class < PTSHARE_CLASSES; class++)
-		if (ptshare_find_pmd(ps->mm, PTSHARE_BASE(class)))
+		if (ptshare_find_pmd(mm, PTSHARE_BASE(class)))
 			bytes += PTRS_PER_PUD * sizeof(pud_t) +
 				 PTRS_PER_PMD * sizeof(pmd_t);
-	if (mm_pgtables_bytes(ps->mm) != bytes)
+	if (mm_pgtables_bytes(mm) != bytes)
 		return;
-	tlb_gather_mmu(&tlb, ps->mm);
+	tlb_gather_mmu(&tlb, mm);
 	for (class = 0; class < PTSHARE_CLASSES; class++) {
 		unsigned long base = PTSHARE_BASE(class);
 
@@ -594,16 +602,16 @@ static void free_first_pmds(struct ptshare *ps)
 	tlb_finish_mmu(&tlb);
 }
 
-static void host_end(struct ptshare *ps)
+static void host_end(struct ptshare *ps, struct mm_struct *mm)
 {
 	/* Nobody is left to be flushed; it is torn down without i_mmap_rwsem. */
-	WRITE_ONCE(ps->mm->ptshare, NULL);
-	free_first_pmds(ps);
-	mmput(ps->mm);
+	WRITE_ONCE(mm->ptshare, NULL);
+	free_first_pmds(mm);
+	mmput(mm);
 	WARN_ON_ONCE(file_count(&ps->file) != 1);
 }
 
-static int host_init(struct ptshare *ps, struct file *file)
+static int host_init(struct ptshare *ps, const struct vm_operations_struct *kind)
 {
 	struct mm_struct *mm = mm_alloc();
 	enum ptshare_class class;
@@ -620,17 +628,38 @@ static int host_init(struct ptshare *ps, struct file *file)
 	memfd_mm_flags_clear(mm);
 	memfd_mm_init_user_ns(mm);
 	mm->ptshare = ps;
-	ps->mm = mm;
-	host_init_file(ps, file);
+	host_init_file(ps);
 	mmap_write_lock(mm);
 	for (class = 0; !err && class < PTSHARE_CLASSES; class++)
-		err = host_add_vma(ps, class);
+		err = host_add_vma(ps, mm, class, kind);
 	mmap_write_unlock(mm);
-	/* So that the first fault need not do it: most files have no more. */
-	if (!err && !ptshare_alloc_pmd(mm, PTSHARE_BASE(PTSHARE_RW)))
-		err = -ENOMEM;
-	if (err)
-		host_end(ps);
+	if (err) {
+		host_end(ps, mm);
+		return err;
+	}
+	/* Pairs with ptshare_make_host(), ptshare_guest_came(). */
+	smp_store_release(&ps->mm, mm);
+	return 0;
+}
+
+/**
+ * ptshare_make_host() - make the host of a file, unless it is there
+ * @ps: Shared page tables of the file.
+ * @guest: One of its guests.
+ *
+ * Context: May sleep. The lock of @guest.
+ * Return: 0 or -ENOMEM.
+ */
+int ptshare_make_host(struct ptshare *ps, const struct vm_area_struct *guest)
+{
+	int err = 0;
+
+	if (smp_load_acquire(&ps->mm))
+		return 0;
+	mutex_lock(&ps->making);
+	if (!ps->mm)
+		err = host_init(ps, ptshare_vm_ops(guest));
+	mutex_unlock(&ps->making);
 	return err;
 }
 
@@ -658,6 +687,8 @@ void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest)
 {
 	enum ptshare_class class;
 
+	if (!smp_load_acquire(&ps->mm))
+		return;
 	/* What kind of file it is, all of them agree on. */
 	for (class = 0; class < PTSHARE_CLASSES; class++)
 		WRITE_ONCE(ps->vma[class]->vm_private_data,
@@ -668,15 +699,40 @@ void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest)
  * Files
  */
 
+/* What an inode has whose file is to share, and has not been mapped yet. */
+#define UNMAPPED	((struct ptshare *)ERR_PTR(-ENOENT))
+
+/**
+ * ptshare_wanted() - whether processes that map a file share its page tables
+ * @file: Any file, or NULL for shared memory that is about to be made.
+ *
+ * Return: True if so.
+ */
+bool ptshare_wanted(const struct file *file)
+{
+	struct inode *inode;
+
+	if (!file)
+		return ptshare_kernel_shares();
+	inode = file_inode(file);
+	return shmem_mapping(inode->i_mapping) &&
+	       READ_ONCE(SHMEM_I(inode)->ptshare);
+}
+
 /**
  * ptshare_of_inode() - shared page tables of a file
  * @inode: Any inode.
  *
- * Return: NULL if it does not share.
+ * Return: NULL if it does not share, or has not been mapped yet.
  */
 struct ptshare *ptshare_of_inode(struct inode *inode)
 {
-	return shmem_mapping(inode->i_mapping) ? SHMEM_I(inode)->ptshare : NULL;
+	struct ptshare *ps;
+
+	if (!shmem_mapping(inode->i_mapping))
+		return NULL;
+	ps = READ_ONCE(SHMEM_I(inode)->ptshare);
+	return ps == UNMAPPED ? NULL : ps;
 }
 
 /**
@@ -691,32 +747,52 @@ struct ptshare *ptshare_of(const struct vm_area_struct *vma)
 }
 
 /**
- * ptshare_create() - processes that map a new memfd will share its page tables
- * @file: The shmem file, not yet visible to user space.
+ * ptshare_enable() - somebody asks for shared page tables
+ *
+ * Context: May sleep. No locks.
+ */
+void ptshare_enable(void)
+{
+	/* Never off again: text patching costs more than the few branches. */
+	static_branch_enable(&ptshare_used);
+}
+
+/**
+ * ptshare_share_file() - processes that map a new file will share its page tables
+ * @inode: The file's, of shmem, not yet visible to user space.
+ *
+ * Context: Any, but ptshare_enable() was called before.
+ */
+void ptshare_share_file(struct inode *inode)
+{
+	SHMEM_I(inode)->ptshare = UNMAPPED;
+}
+
+/**
+ * ptshare_make() - the shared page tables of a file that is to have them
+ * @inode: The file's.
  *
  * Context: May sleep.
- * Return: 0 or -ENOMEM.
+ * Return: NULL if there is no memory.
  */
-int ptshare_create(struct file *file)
+struct ptshare *ptshare_make(struct inode *inode)
 {
-	struct ptshare *ps = kzalloc(sizeof(*ps), GFP_KERNEL_ACCOUNT);
-	int err;
+	struct ptshare *ps, *there = READ_ONCE(SHMEM_I(inode)->ptshare);
 
+	if (there != UNMAPPED)
+		return there;
+	ps = kzalloc(sizeof(*ps), GFP_KERNEL_ACCOUNT);
 	if (!ps)
-		return -ENOMEM;
-	ps->mapping = file->f_mapping;
+		return NULL;
+	ps->mapping = inode->i_mapping;
 	ps->guests = RB_ROOT_CACHED;
 	ps->by_mm = RB_ROOT;
 	INIT_LIST_HEAD(&ps->mms);
-	/* Never off again: text patching costs more than the few branches. */
-	static_branch_enable(&ptshare_used);
-	err = host_init(ps, file);
-	if (err) {
-		kfree(ps);
-		return err;
-	}
-	SHMEM_I(file_inode(file))->ptshare = ps;
-	return 0;
+	mutex_init(&ps->making);
+	if (try_cmpxchg(&SHMEM_I(inode)->ptshare, &there, ps))
+		return ps;
+	kfree(ps);
+	return there;
 }
 
 /**
@@ -727,7 +803,7 @@ int ptshare_create(struct file *file)
  */
 void ptshare_evict(struct inode *inode)
 {
-	struct ptshare *ps = SHMEM_I(inode)->ptshare;
+	struct ptshare *ps = ptshare_of_inode(inode);
 
 	if (!ps)
 		return;
@@ -735,7 +811,8 @@ void ptshare_evict(struct inode *inode)
 	WARN_ON_ONCE(ps->nr_guests || ps->pending_file);
 	if (atomic_long_read(&ps->nr_tables))
 		uncount_tables(ps);
-	host_end(ps);
+	if (ps->mm)
+		host_end(ps, ps->mm);
 	SHMEM_I(inode)->ptshare = NULL;
 	kfree(ps);
 }
@@ -751,11 +828,12 @@ void ptshare_show_fdinfo(struct seq_file *m, struct file *file)
 {
 	struct ptshare *ps = ptshare_of_inode(file_inode(file));
 
-	if (!ps)
+	if (!ptshare_wanted(file))
 		return;
 	seq_printf(m, "ptshare_guests:\t%lu\nptshare_tables:\t%ld\nptshare_links:\t%ld\n",
-		   READ_ONCE(ps->nr_guests), atomic_long_read(&ps->nr_tables),
-		   atomic_long_read(&ps->nr_links));
+		   ps ? READ_ONCE(ps->nr_guests) : 0,
+		   ps ? atomic_long_read(&ps->nr_tables) : 0,
+		   ps ? atomic_long_read(&ps->nr_links) : 0);
 }
 
 /*

@@ -122,7 +122,7 @@ static void shapes(struct kunit *test)
 					    "case %d", i);
 		if (!static_key_enabled(&ptshare_used))
 			continue;
-		vma->vm_ops = &ptshare_guest_vm_ops;
+		vma->vm_ops = &ptshare_guest_vm_ops[0];
 		vma->vm_private_data = &pv;
 		KUNIT_EXPECT_EQ_MSG(test, cases[i].own_first,
 				    ptshare_own_first(vma), "case %d", i);

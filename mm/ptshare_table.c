@@ -176,6 +176,9 @@ void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 	unsigned long addr = max(ALIGN_DOWN(start, PMD_SIZE), pv->start);
 	pmd_t *pmd;
 
+	/* There is nothing to link to yet. */
+	if (!READ_ONCE(ps->mm))
+		return;
 	end = min(ALIGN(end, PMD_SIZE), pv->end);
 	for (; (pmd = ptshare_next_pmd(mm, &addr, end)); addr += PMD_SIZE) {
 		spinlock_t *ptl = pmd_lock(mm, pmd);
@@ -319,6 +322,8 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 
 	if (!ptshare_rule(CLASS))
 		class = PTSHARE_RW;
+	if (ptshare_make_host(ps, vma))
+		return VM_FAULT_OOM;
 	host_vma = ps->vma[class];
 	host_addr = host_vma->vm_start + ptshare_offset(vma, address);
 	/* Beyond would be the tables of another class. */

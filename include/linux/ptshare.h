@@ -44,7 +44,20 @@ static inline bool ptshare_possible(void)
 	return !cpu_feature_enabled(X86_FEATURE_XENPV);
 }
 
-extern const struct vm_operations_struct ptshare_guest_vm_ops;
+/**
+ * enum ptshare_mount - the option ptshare= of a tmpfs
+ * @PTSHARE_MOUNT_UNSET: Nobody has said anything: as NEVER.
+ * @PTSHARE_MOUNT_NEVER: Its files share only if they are memfds that ask for it.
+ * @PTSHARE_MOUNT_ALWAYS: Files that are made from now on share.
+ */
+enum ptshare_mount {
+	PTSHARE_MOUNT_UNSET,
+	PTSHARE_MOUNT_NEVER,
+	PTSHARE_MOUNT_ALWAYS,
+};
+
+/* The first for most VMAs, the second for those with operations around them. */
+extern const struct vm_operations_struct ptshare_guest_vm_ops[2];
 extern const struct vm_operations_struct ptshare_host_vm_ops;
 
 /**
@@ -83,13 +96,14 @@ struct ptshare_vma {
  * @vma: The VMA.
  *
  * Context: Any in which @vma may be looked at.
- * Return: NULL if it is none. Costs nothing until the first memfd with
- * MFD_SHARE_PGTABLES is made.
+ * Return: NULL if it is none. Costs nothing until somebody asks for shared page
+ * tables.
  */
 static inline struct ptshare_vma *ptshare_vma(const struct vm_area_struct *vma)
 {
 	if (!static_branch_unlikely(&ptshare_used) ||
-	    vma->vm_ops != &ptshare_guest_vm_ops)
+	    (unsigned long)vma->vm_ops - (unsigned long)ptshare_guest_vm_ops >=
+	    sizeof(ptshare_guest_vm_ops))
 		return NULL;
 	return vma->vm_private_data;
 }
@@ -201,6 +215,11 @@ static inline pgoff_t ptshare_own_last(const struct vm_area_struct *vma)
 /* mm/ptshare.c */
 int __ptshare_mmap(struct vm_area_struct *vma,
 		   const struct vm_operations_struct **ops, void **data);
+const struct vm_operations_struct *
+__ptshare_wrap(struct vm_area_struct *vma,
+	       const struct vm_operations_struct *ops);
+void ptshare_wrapped_open(struct vm_area_struct *vma);
+void ptshare_wrapped_close(struct vm_area_struct *vma);
 int __ptshare_dup_vma(struct vm_area_struct *vma);
 void __ptshare_free_vma(struct vm_area_struct *vma);
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
@@ -229,6 +248,7 @@ struct vm_area_struct *ptshare_next_guest(struct vm_area_struct *guest,
 
 /* mm/shmem.c */
 vm_fault_t ptshare_falloc_wait(struct vm_fault *vmf);
+struct vfsmount *ptshare_kernel_mount(void);
 
 /* mm/ptshare_table.c */
 vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
@@ -241,6 +261,11 @@ bool __ptshare_change_protection(struct vm_area_struct *vma,
 bool __ptshare_no_retract(void);
 bool __ptshare_no_collapse(void);
 
+/* mm/ptshare_mount.c */
+bool ptshare_param_valid(unsigned int value);
+void ptshare_show_mount(struct seq_file *m, unsigned int value);
+void __ptshare_new_file(struct inode *inode);
+
 /* mm/ptshare_account.c */
 unsigned long __ptshare_mm_pages(struct mm_struct *mm);
 unsigned int __ptshare_links(pmd_t *pmd);
@@ -250,7 +275,8 @@ pte_t __ptshare_shown_pte(pte_t pte);
 
 /* mm/ptshare_host.c */
 void __ptshare_exit_mmap(struct mm_struct *mm);
-int ptshare_create(struct file *file);
+void ptshare_enable(void);
+void ptshare_share_file(struct inode *inode);
 void ptshare_evict(struct inode *inode);
 void ptshare_show_fdinfo(struct seq_file *m, struct file *file);
 bool __ptshare_all_cgroups(void);
@@ -258,13 +284,25 @@ struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma);
 struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma);
 
 /**
+ * ptshare_new_file() - a shmem file has been made
+ * @inode: It, of which nobody knows yet.
+ *
+ * It shares page tables if its mount says so.
+ */
+static inline void ptshare_new_file(struct inode *inode)
+{
+	if (static_branch_unlikely(&ptshare_used))
+		__ptshare_new_file(inode);
+}
+
+/**
  * ptshare_mmap() - a file is mapped
  * @vma: The new VMA, its file set. Not in the file's trees yet.
  * @ops: The operations that it is to have.
  * @data: Its private data.
  *
- * It shares what it can if its file has MFD_SHARE_PGTABLES. Then it gets operations
- * and data of its own, at once, and who is going to set them is told.
+ * It shares what it can if its file does. Then it gets operations and data of its
+ * own, at once, and who is going to set them is told.
  *
  * Context: mmap lock for writing.
  * Return: 0 or -ENOMEM.
@@ -275,6 +313,20 @@ static inline int ptshare_mmap(struct vm_area_struct *vma,
 {
 	return static_branch_unlikely(&ptshare_used) ?
 	       __ptshare_mmap(vma, ops, data) : 0;
+}
+
+/**
+ * ptshare_wrap() - a shmem file is mapped for somebody who has operations of his own
+ * @vma: The new VMA, for which ptshare_mmap() was called.
+ * @ops: The operations that it would have, whose open() and close() are called.
+ *
+ * Context: mmap lock for writing.
+ * Return: The operations that it is to have.
+ */
+static inline const struct vm_operations_struct *
+ptshare_wrap(struct vm_area_struct *vma, const struct vm_operations_struct *ops)
+{
+	return ptshare_vma(vma) ? __ptshare_wrap(vma, ops) : ops;
 }
 
 /**
@@ -742,11 +794,9 @@ ptshare_vm_ops(const struct vm_area_struct *vma)
 	return vma->vm_ops;
 }
 
-static inline int ptshare_create(struct file *file)
-{
-	return -EINVAL;
-}
-
+static inline void ptshare_enable(void) { }
+static inline void ptshare_share_file(struct inode *inode) { }
+static inline void ptshare_new_file(struct inode *inode) { }
 static inline void ptshare_evict(struct inode *inode) { }
 
 static inline int ptshare_mmap(struct vm_area_struct *vma,
@@ -754,6 +804,12 @@ static inline int ptshare_mmap(struct vm_area_struct *vma,
 			       void **data)
 {
 	return 0;
+}
+
+static inline const struct vm_operations_struct *
+ptshare_wrap(struct vm_area_struct *vma, const struct vm_operations_struct *ops)
+{
+	return ops;
 }
 
 static inline int ptshare_dup_vma(struct vm_area_struct *vma)

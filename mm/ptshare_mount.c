@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Shared page tables for programs that do not ask for them.
+ *
+ * Files share if their tmpfs is mounted with ptshare=always when they are made. The
+ * kernel has a mount of its own for files that no path leads to: SysV shared memory,
+ * shared anonymous memory, memfds. /sys/kernel/mm/ptshare/shmem_enabled is the same for
+ * that one.
+ */
+
+#include <linux/fs_parser.h>
+#include <linux/kobject.h>
+#include <linux/mount.h>
+#include <linux/ptshare.h>
+#include <linux/shmem_fs.h>
+#include <linux/string.h>
+#include <linux/sysfs.h>
+
+#include "ptshare.h"
+
+const struct constant_table ptshare_param_enums[] = {
+	{ "never",	PTSHARE_MOUNT_NEVER },
+	{ "always",	PTSHARE_MOUNT_ALWAYS },
+	{ }
+};
+
+/**
+ * ptshare_param_valid() - whether a tmpfs can be mounted with an option
+ * @value: PTSHARE_MOUNT_*.
+ *
+ * Context: May sleep. No locks.
+ * Return: True if so.
+ */
+bool ptshare_param_valid(unsigned int value)
+{
+	if (value != PTSHARE_MOUNT_ALWAYS)
+		return true;
+	if (!ptshare_possible())
+		return false;
+	ptshare_enable();
+	return true;
+}
+
+/**
+ * ptshare_show_mount() - the option in /proc/mounts
+ * @m: Where to write.
+ * @value: PTSHARE_MOUNT_*. Only what somebody has asked for is shown.
+ */
+void ptshare_show_mount(struct seq_file *m, unsigned int value)
+{
+	if (value != PTSHARE_MOUNT_UNSET)
+		seq_printf(m, ",ptshare=%s",
+			   value == PTSHARE_MOUNT_ALWAYS ? "always" : "never");
+}
+
+static bool mount_shares(const struct super_block *sb)
+{
+	return READ_ONCE(SHMEM_SB(sb)->ptshare) == PTSHARE_MOUNT_ALWAYS;
+}
+
+/**
+ * ptshare_kernel_shares() - whether files on the kernel's own mount share
+ *
+ * Return: True if those do that are made now.
+ */
+bool ptshare_kernel_shares(void)
+{
+	struct vfsmount *mnt = ptshare_kernel_mount();
+
+	return !IS_ERR(mnt) && mount_shares(mnt->mnt_sb);
+}
+
+void __ptshare_new_file(struct inode *inode)
+{
+	if (mount_shares(inode->i_sb))
+		ptshare_share_file(inode);
+}
+
+#ifdef CONFIG_SYSFS
+static ssize_t shmem_enabled_show(struct kobject *kobj,
+				  struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%s\n", ptshare_kernel_shares() ?
+			  "[always] never" : "always [never]");
+}
+
+static ssize_t shmem_enabled_store(struct kobject *kobj,
+				   struct kobj_attribute *attr, const char *buf,
+				   size_t count)
+{
+	struct vfsmount *mnt = ptshare_kernel_mount();
+	unsigned int value;
+
+	if (sysfs_streq(buf, "always"))
+		value = PTSHARE_MOUNT_ALWAYS;
+	else if (sysfs_streq(buf, "never"))
+		value = PTSHARE_MOUNT_NEVER;
+	else
+		return -EINVAL;
+	if (IS_ERR(mnt) || !ptshare_param_valid(value))
+		return -EINVAL;
+	WRITE_ONCE(SHMEM_SB(mnt->mnt_sb)->ptshare, value);
+	return count;
+}
+
+static struct kobj_attribute shmem_enabled_attr = __ATTR_RW(shmem_enabled);
+
+static struct attribute *ptshare_attrs[] = {
+	&shmem_enabled_attr.attr,
+	NULL,
+};
+
+static const struct attribute_group ptshare_group = {
+	.name = "ptshare",
+	.attrs = ptshare_attrs,
+};
+
+static int __init ptshare_mount_init(void)
+{
+	return sysfs_create_group(mm_kobj, &ptshare_group);
+}
+subsys_initcall(ptshare_mount_init);
+#endif
