@@ -55,7 +55,9 @@ void ptshare_show_mount(struct seq_file *m, unsigned int value)
 
 static bool mount_shares(const struct super_block *sb)
 {
-	return READ_ONCE(SHMEM_SB(sb)->ptshare) == PTSHARE_MOUNT_ALWAYS;
+	const struct shmem_sb_info *sbinfo = sb->s_fs_info;
+
+	return READ_ONCE(sbinfo->ptshare) == PTSHARE_MOUNT_ALWAYS;
 }
 
 /**
@@ -77,18 +79,19 @@ void __ptshare_new_file(struct inode *inode)
 }
 
 #ifdef CONFIG_SYSFS
-static ssize_t shmem_enabled_show(struct kobject *kobj,
+static ssize_t kernel_mount_show(struct kobject *kobj,
 				  struct kobj_attribute *attr, char *buf)
 {
 	return sysfs_emit(buf, "%s\n", ptshare_kernel_shares() ?
 			  "[always] never" : "always [never]");
 }
 
-static ssize_t shmem_enabled_store(struct kobject *kobj,
+static ssize_t kernel_mount_store(struct kobject *kobj,
 				   struct kobj_attribute *attr, const char *buf,
 				   size_t count)
 {
 	struct vfsmount *mnt = ptshare_kernel_mount();
+	struct shmem_sb_info *sbinfo;
 	unsigned int value;
 
 	if (sysfs_streq(buf, "always"))
@@ -99,14 +102,16 @@ static ssize_t shmem_enabled_store(struct kobject *kobj,
 		return -EINVAL;
 	if (IS_ERR(mnt) || !ptshare_param_valid(value))
 		return -EINVAL;
-	WRITE_ONCE(SHMEM_SB(mnt->mnt_sb)->ptshare, value);
+	sbinfo = mnt->mnt_sb->s_fs_info;
+	WRITE_ONCE(sbinfo->ptshare, value);
 	return count;
 }
 
-static struct kobj_attribute shmem_enabled_attr = __ATTR_RW(shmem_enabled);
+static struct kobj_attribute kernel_mount_attr =
+	__ATTR(shmem_enabled, 0644, kernel_mount_show, kernel_mount_store);
 
 static struct attribute *ptshare_attrs[] = {
-	&shmem_enabled_attr.attr,
+	&kernel_mount_attr.attr,
 	NULL,
 };
 
