@@ -90,13 +90,13 @@ static struct kmem_cache *ptshare_vma_cache;
 
 /**
  * ptshare_may_share() - whether a shared table can express what is asked for
- * @mm: The address space of a mapping of a file with shared tables.
- * @flags: The flags that the mapping has, or is going to have.
+ * @flags: The flags that a mapping of a file with shared tables has, or is going to
+ *	   have.
  *
- * Context: mmap lock.
+ * Context: Any.
  * Return: True if so.
  */
-bool ptshare_may_share(const struct mm_struct *mm, unsigned long flags)
+bool ptshare_may_share(unsigned long flags)
 {
 	unsigned long class_flags = VM_READ | VM_SHARED | (flags & VM_WRITE);
 
@@ -104,11 +104,8 @@ bool ptshare_may_share(const struct mm_struct *mm, unsigned long flags)
 	    (flags & PTSHARE_NEVER))
 		return false;
 	/* Entries have one set of bits: no execution, no protection keys. */
-	if (pgprot_val(vm_get_page_prot(flags)) !=
-	    pgprot_val(vm_get_page_prot(class_flags)))
-		return false;
-	return !mm_has_notifiers((struct mm_struct *)mm) ||
-	       !ptshare_rule(NOTIFIER);
+	return pgprot_val(vm_get_page_prot(flags)) ==
+	       pgprot_val(vm_get_page_prot(class_flags));
 }
 
 /* Whether addresses and offsets in the file are on table boundaries together. */
@@ -158,6 +155,7 @@ int __ptshare_mmap(struct vm_area_struct *vma,
 		   const struct vm_operations_struct **ops, void **data)
 {
 	struct ptshare_vma *pv;
+	int err;
 
 	if (!(vma->vm_flags & VM_MAYSHARE) || !ptshare_wanted(vma->vm_file))
 		return 0;
@@ -168,10 +166,18 @@ int __ptshare_mmap(struct vm_area_struct *vma,
 		return -ENOMEM;
 	pv->vma = vma;
 	pv->vm_ops = *ops;
-	pv->shares = ptshare_may_share(vma->vm_mm, vma->vm_flags);
+	pv->shares = ptshare_may_share(vma->vm_flags);
 	vma->vm_private_data = *data = pv;
 	vma->vm_ops = *ops = &ptshare_guest_vm_ops[0];
-	return 0;
+	if (!mm_has_notifiers(vma->vm_mm) || !ptshare_rule(NOTIFIER))
+		return 0;
+	err = ptshare_forward(vma);
+	if (err) {
+		vma->vm_ops = *ops = pv->vm_ops;
+		vma->vm_private_data = *data = NULL;
+		kmem_cache_free(ptshare_vma_cache, pv);
+	}
+	return err;
 }
 
 const struct vm_operations_struct *
@@ -374,7 +380,7 @@ void __ptshare_dup(struct vm_area_struct *vma, struct address_space *mapping)
 
 	pv->never = soft_dirty_tracked(vma->vm_flags);
 	pv->shares = !pv->never &&
-		     ptshare_may_share(vma->vm_mm, vma->vm_flags);
+		     ptshare_may_share(vma->vm_flags);
 	__ptshare_insert(vma, mapping);
 	if (!shared && pv->start != pv->end)
 		count_vm_event(PTSHARE_SHARE);
@@ -456,7 +462,7 @@ static void set_shares(struct vm_area_struct *vma, bool shares)
 	}
 	ptshare_blocks(vma, &start, &end);
 	if (!shares) {
-		ptshare_unlink(vma, start, end);
+		ptshare_unlink_notify(vma, start, end);
 	} else if (!ptshare_drop_entries(vma, start, end)) {
 		pv->never = true;
 		return;
@@ -486,7 +492,7 @@ void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 	/* It was merged with one that is tracked. */
 	if (soft_dirty_tracked(flags) && ptshare_rule(SOFT_DIRTY))
 		pv->never = true;
-	may = !pv->never && ptshare_may_share(vma->vm_mm, flags);
+	may = !pv->never && ptshare_may_share(flags);
 	if (may == pv->shares || (!may && !ptshare_rule(MODIFY)))
 		return;
 	set_shares(vma, may);
@@ -501,21 +507,6 @@ void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma)
 	pv->never = true;
 	if (pv->shares)
 		set_shares(vma, false);
-}
-
-void __ptshare_unshare_mm(struct mm_struct *mm)
-{
-	VMA_ITERATOR(vmi, mm, 0);
-	struct vm_area_struct *vma;
-
-	if (!ptshare_rule(NOTIFIER))
-		return;
-	for_each_vma(vmi, vma) {
-		struct ptshare_vma *pv = ptshare_vma(vma);
-
-		if (pv && pv->shares)
-			set_shares(vma, false);
-	}
 }
 
 /**
@@ -553,7 +544,7 @@ void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
 	    !ptshare_rule(SPLIT))
 		return;
 	vma_start_write(vma);
-	ptshare_unlink(vma, addr, addr + 1);
+	ptshare_unlink_notify(vma, addr, addr + 1);
 	count_vm_event(PTSHARE_UNSHARE);
 }
 
@@ -570,7 +561,7 @@ static bool hand_over(struct vm_area_struct *from, struct vm_area_struct *to,
 		return true;
 	if (shares)
 		return ptshare_drop_entries(from, start, end);
-	ptshare_unlink(from, start, end);
+	ptshare_unlink_notify(from, start, end);
 	return true;
 }
 
@@ -644,8 +635,8 @@ static void merge_ordinary(struct vm_area_struct **vmas,
 {
 	for (int i = 0; i < MERGED; i++)
 		if (vmas[i])
-			ptshare_unlink(vmas[i], vmas[i]->vm_start,
-				       vmas[i]->vm_end);
+			ptshare_unlink_notify(vmas[i], vmas[i]->vm_start,
+					      vmas[i]->vm_end);
 	ptshare_vma(to)->shares = false;
 	ptshare_vma(to)->never = true;
 }

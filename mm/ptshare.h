@@ -9,6 +9,7 @@
 #include <linux/fs.h>
 #include <linux/list.h>
 #include <linux/mm.h>
+#include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
 #include <linux/ptshare.h>
 #include <linux/rbtree.h>
@@ -44,7 +45,9 @@ enum ptshare_class {
  * @nr_guests: The number of guests. Written under i_mmap_rwsem.
  * @mm: The host, an address space in which nobody runs. NULL until the first fault;
  *	read with READ_ONCE() by whoever does not know that a guest has links.
- * @making: Held by whoever makes the host.
+ * @making: Held by whoever makes the host, or registers @notifier.
+ * @notifier: Of @mm. Tells guests that have notifiers. Without operations until there
+ *	      are some.
  * @vma: Its VMAs, one for each class. Each maps the file from its first byte to
  *	 PTSHARE_SPAN, and is in the file's reverse mapping.
  * @file: What they map. No open file description: see mm/ptshare_host.c.
@@ -66,6 +69,7 @@ struct ptshare {
 	unsigned long nr_guests;
 	struct mm_struct *mm;
 	struct mutex making;
+	struct mmu_notifier notifier;
 	struct vm_area_struct *vma[PTSHARE_CLASSES];
 	struct file file;
 	struct file *pending_file;
@@ -105,7 +109,7 @@ static inline atomic_t *ptshare_links_of(pgtable_t table)
 }
 
 /* mm/ptshare.c */
-bool ptshare_may_share(const struct mm_struct *mm, unsigned long flags);
+bool ptshare_may_share(unsigned long flags);
 void ptshare_blocks(const struct vm_area_struct *vma, unsigned long *start,
 		    unsigned long *end);
 
@@ -141,6 +145,12 @@ pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr);
 
 /* mm/ptshare_mount.c */
 bool ptshare_kernel_shares(void);
+
+/* mm/ptshare_notify.c */
+int ptshare_forward(const struct vm_area_struct *vma);
+void ptshare_end_forward(struct ptshare *ps);
+void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
+			   unsigned long end);
 
 /* mm/ptshare_tlb.c */
 void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,

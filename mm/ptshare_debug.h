@@ -25,7 +25,7 @@
  * @PTSHARE_RULE_SPLIT: Splits off a table's boundary end sharing.
  * @PTSHARE_RULE_MODIFY: Flags that a shared table cannot express end sharing.
  * @PTSHARE_RULE_SOFT_DIRTY: Soft-dirty tracking ends sharing.
- * @PTSHARE_RULE_NOTIFIER: MMU notifiers end sharing.
+ * @PTSHARE_RULE_NOTIFIER: MMU notifiers of guests are told.
  * @PTSHARE_RULE_CHARGE: Pages are charged to who faults them in.
  * @PTSHARE_RULE_RECENCY: Reclaim of any cgroup looks at the accessed bits.
  * @PTSHARE_RULE_MAPCOUNT: Pages count as shared if their table is.

@@ -811,8 +811,10 @@ void ptshare_evict(struct inode *inode)
 	WARN_ON_ONCE(ps->nr_guests || ps->pending_file);
 	if (atomic_long_read(&ps->nr_tables))
 		uncount_tables(ps);
-	if (ps->mm)
+	if (ps->mm) {
+		ptshare_end_forward(ps);
 		host_end(ps, ps->mm);
+	}
 	SHMEM_I(inode)->ptshare = NULL;
 	kfree(ps);
 }

@@ -32,13 +32,13 @@ static struct vm_area_struct *make_vma(struct kunit *test, unsigned long start,
 
 static void flags_that_share(struct kunit *test)
 {
-	KUNIT_EXPECT_TRUE(test, ptshare_may_share(&init_mm, FLAGS));
-	KUNIT_EXPECT_TRUE(test, ptshare_may_share(&init_mm, FLAGS & ~VM_WRITE));
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(FLAGS));
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(FLAGS & ~VM_WRITE));
 	/* A descriptor that is open for reading only. */
-	KUNIT_EXPECT_TRUE(test, ptshare_may_share(&init_mm, VM_READ |
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(VM_READ |
 							    VM_MAYSHARE |
 							    VM_MAYREAD));
-	KUNIT_EXPECT_TRUE(test, ptshare_may_share(&init_mm, FLAGS |
+	KUNIT_EXPECT_TRUE(test, ptshare_may_share(FLAGS |
 							    VM_DONTCOPY |
 							    VM_DONTDUMP |
 							    VM_RAND_READ |
@@ -59,15 +59,13 @@ static void flags_that_do_not(struct kunit *test)
 	for (int i = 0; i < ARRAY_SIZE(never); i++)
 		if (never[i])
 			KUNIT_EXPECT_FALSE_MSG(test,
-					       ptshare_may_share(&init_mm,
-								 FLAGS |
+					       ptshare_may_share(FLAGS |
 								 never[i]),
 					       "flags %lx", never[i]);
-	KUNIT_EXPECT_FALSE(test, ptshare_may_share(&init_mm, FLAGS & ~VM_READ));
-	KUNIT_EXPECT_FALSE(test, ptshare_may_share(&init_mm, FLAGS & ~VM_MAYSHARE));
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(FLAGS & ~VM_READ));
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(FLAGS & ~VM_MAYSHARE));
 #ifdef CONFIG_ARCH_HAS_PKEYS
-	KUNIT_EXPECT_FALSE(test, ptshare_may_share(&init_mm,
-						   FLAGS | VM_PKEY_BIT0));
+	KUNIT_EXPECT_FALSE(test, ptshare_may_share(FLAGS | VM_PKEY_BIT0));
 #endif
 }
 

@@ -164,7 +164,8 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
  * flush comes now and not with others at the end of an unmap, because the VMA
  * leaves the tree of guests before that (L).
  *
- * Context: May sleep. mmap lock or VMA lock of @vma, or i_mmap_rwsem.
+ * Context: May sleep. mmap lock or VMA lock of @vma, or i_mmap_rwsem. MMU notifiers
+ * are told by the caller.
  */
 void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 		    unsigned long end)
@@ -209,7 +210,7 @@ bool __ptshare_change_protection(struct vm_area_struct *vma,
 
 	if (numa)
 		return ptshare_rule(NUMA);
-	ptshare_unlink(vma, start, end);
+	ptshare_unlink_notify(vma, start, end);
 	start = max(ALIGN_DOWN(start, PMD_SIZE), pv->start);
 	end = min(ALIGN(end, PMD_SIZE), pv->end);
 	if (start < end)

@@ -27,6 +27,7 @@
  */
 
 #include <linux/mm.h>
+#include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
 #include <linux/percpu.h>
 #include <asm/tlbflush.h>
@@ -111,8 +112,8 @@ static noinline void add_cpus(struct arch_tlbflush_unmap_batch *batch,
 /* The generation comes first, then the CPUs: the other way round than they do. */
 static void add_mm(struct arch_tlbflush_unmap_batch *batch, struct mm_struct *mm)
 {
-	/* It has no MMU notifiers that would have to be told. */
 	inc_mm_tlb_gen(mm);
+	mmu_notifier_arch_invalidate_secondary_tlbs(mm, 0, -1UL);
 	if (runs(mm))
 		add_cpus(batch, mm);
 }

@@ -15,6 +15,8 @@
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 3, 0)
 
+typedef bool memfd_young_t;	/* of MMU notifiers */
+
 #define memfd_lazy_mmu_enable()		lazy_mmu_mode_enable()
 #define memfd_lazy_mmu_disable()	lazy_mmu_mode_disable()
 
@@ -65,6 +67,8 @@ do {									\
 	 (cpu_feature_enabled(X86_FEATURE_INVLPGB) && (batch)->unmapped_pages))
 
 #else /* 6.12 */
+
+typedef int memfd_young_t;
 
 #define memfd_lazy_mmu_enable()		arch_enter_lazy_mmu_mode()
 #define memfd_lazy_mmu_disable()	arch_leave_lazy_mmu_mode()

@@ -238,7 +238,6 @@ void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags);
 bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
 		    struct vm_area_struct *new_vma, unsigned long len);
 void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma);
-void __ptshare_unshare_mm(struct mm_struct *mm);
 int ptshare_unshare_range(struct mm_struct *mm, unsigned long start,
 			  unsigned long end);
 struct vm_area_struct *__ptshare_first_guest(struct address_space *mapping,
@@ -265,6 +264,9 @@ bool __ptshare_no_collapse(void);
 bool ptshare_param_valid(unsigned int value);
 void ptshare_show_mount(struct seq_file *m, unsigned int value);
 void __ptshare_new_file(struct inode *inode);
+
+/* mm/ptshare_notify.c */
+int __ptshare_notifies(struct mm_struct *mm);
 
 /* mm/ptshare_account.c */
 unsigned long __ptshare_mm_pages(struct mm_struct *mm);
@@ -530,18 +532,18 @@ static inline void ptshare_unshare_soft_dirty(struct vm_area_struct *vma)
 }
 
 /**
- * ptshare_unshare_mm() - a process is about to get its first MMU notifier
+ * ptshare_notifies() - a process is about to get an MMU notifier
  * @mm: Its address space.
  *
- * Changes of shared entries are not told to secondary MMUs, so it has ordinary
- * VMAs only from now on.
+ * It will be told of changes of the shared tables that it links to.
  *
  * Context: mmap lock for writing.
+ * Return: 0 or an error of mmu_notifier_register().
  */
-static inline void ptshare_unshare_mm(struct mm_struct *mm)
+static inline int ptshare_notifies(struct mm_struct *mm)
 {
-	if (static_branch_unlikely(&ptshare_used))
-		__ptshare_unshare_mm(mm);
+	return static_branch_unlikely(&ptshare_used) ?
+	       __ptshare_notifies(mm) : 0;
 }
 
 /**
@@ -872,7 +874,11 @@ static inline bool ptshare_move(struct vm_area_struct *vma, unsigned long addr,
 }
 
 static inline void ptshare_unshare_soft_dirty(struct vm_area_struct *vma) { }
-static inline void ptshare_unshare_mm(struct mm_struct *mm) { }
+static inline int ptshare_notifies(struct mm_struct *mm)
+{
+	return 0;
+}
+
 
 static inline int ptshare_unshare_range(struct mm_struct *mm,
 					unsigned long start, unsigned long end)
