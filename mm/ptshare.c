@@ -74,10 +74,10 @@
 #include "ptshare_debug.h"
 
 /* What a shared table cannot express; bits of protection are compared. */
-#define PTSHARE_NEVER	(VM_LOCKED | VM_LOCKONFAULT | VM_HUGEPAGE | VM_HUGETLB | \
-			 VM_IO | VM_PFNMAP | VM_MIXEDMAP | VM_GROWSDOWN | \
-			 VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR | \
-			 MEMFD_VM_UFFD_RWP | MEMFD_VM_MAYBE_GUARD)
+#define PTSHARE_NEVER	(VM_HUGEPAGE | VM_HUGETLB | VM_IO | VM_PFNMAP | \
+			 VM_MIXEDMAP | VM_GROWSDOWN | VM_UFFD_MISSING | \
+			 VM_UFFD_WP | VM_UFFD_MINOR | MEMFD_VM_UFFD_RWP | \
+			 MEMFD_VM_MAYBE_GUARD)
 
 /* How many VMAs commit_merge() knows of. */
 #define MERGED		4

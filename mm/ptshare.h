@@ -17,7 +17,7 @@
 #include <linux/workqueue.h>
 
 /* Offsets from here on are mapped by ordinary VMAs only. */
-#define PTSHARE_SPAN		(32UL * SZ_1T)
+#define PTSHARE_SPAN		(24UL * SZ_1T)
 /* Where the host VMA of a class begins: offset 0 of the file. */
 #define PTSHARE_BASE(class)	(((class) + 1UL) * PTSHARE_SPAN)
 
@@ -26,12 +26,15 @@
  * @PTSHARE_RO: For VMAs without VM_WRITE. GUP-fast and the CPU look at nothing but
  *		page-table entries, so a reader must not link to writable ones.
  * @PTSHARE_RW: For VMAs with VM_WRITE.
+ * @PTSHARE_LOCKED: Added to these for VMAs with VM_LOCKED. What is mapped by such a
+ *		    table is locked once, because the VMA of the host has that flag.
  * @PTSHARE_CLASSES: Their number.
  */
 enum ptshare_class {
 	PTSHARE_RO,
 	PTSHARE_RW,
-	PTSHARE_CLASSES,
+	PTSHARE_LOCKED,
+	PTSHARE_CLASSES = 2 * PTSHARE_LOCKED,
 };
 
 /**
@@ -48,8 +51,9 @@ enum ptshare_class {
  * @making: Held by whoever makes the host, or registers @notifier.
  * @notifier: Of @mm. Tells guests that have notifiers. Without operations until there
  *	      are some.
- * @vma: Its VMAs, one for each class. Each maps the file from its first byte to
- *	 PTSHARE_SPAN, and is in the file's reverse mapping.
+ * @vma: Its VMAs, one for each class. Each comes with the first fault of a guest of
+ *	 that class, maps the file from its first byte to PTSHARE_SPAN, and is in the
+ *	 file's reverse mapping. Read with READ_ONCE() by whoever is not such a guest.
  * @file: What they map. No open file description: see mm/ptshare_host.c.
  * @pending_file: Set while somebody has tables to free, and what keeps the file
  *		  for him. This and the following under i_mmap_rwsem for writing.
@@ -86,7 +90,8 @@ struct ptshare {
 
 static inline enum ptshare_class ptshare_class_of(unsigned long vm_flags)
 {
-	return vm_flags & VM_WRITE ? PTSHARE_RW : PTSHARE_RO;
+	return (vm_flags & VM_WRITE ? PTSHARE_RW : PTSHARE_RO) +
+	       (vm_flags & VM_LOCKED ? PTSHARE_LOCKED : 0);
 }
 
 /* How many links an address space has. */
@@ -131,12 +136,13 @@ bool ptshare_wanted(const struct file *file);
 struct ptshare *ptshare_of_inode(struct inode *inode);
 struct ptshare *ptshare_of(const struct vm_area_struct *vma);
 struct ptshare *ptshare_make(struct inode *inode);
+enum ptshare_class ptshare_link_class(const struct vm_area_struct *guest);
 int ptshare_make_host(struct ptshare *ps, const struct vm_area_struct *guest);
 void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest);
 void ptshare_guest_left(struct vm_area_struct *guest, pgoff_t first,
 			pgoff_t last);
-void ptshare_class_left(struct vm_area_struct *vma, unsigned long start,
-			unsigned long end);
+void ptshare_class_left(struct vm_area_struct *vma, enum ptshare_class class,
+			unsigned long start, unsigned long end);
 pmd_t *ptshare_find_pmd(struct mm_struct *mm, unsigned long addr);
 pmd_t *ptshare_next_pmd(struct mm_struct *mm, unsigned long *addr,
 			unsigned long end);

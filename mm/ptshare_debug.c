@@ -30,6 +30,7 @@ static const char * const rule_names[PTSHARE_RULE_NR] = {
 	[PTSHARE_RULE_UNLINK_FLUSH] = "unlink_flush",
 	[PTSHARE_RULE_UNLINK] = "unlink",
 	[PTSHARE_RULE_CLASS] = "class",
+	[PTSHARE_RULE_LOCK] = "lock",
 	[PTSHARE_RULE_RETRACT] = "retract",
 	[PTSHARE_RULE_COLLAPSE] = "collapse",
 	[PTSHARE_RULE_NUMA] = "numa",

@@ -19,6 +19,7 @@
  * @PTSHARE_RULE_UNLINK_FLUSH: Who unlinks flushes.
  * @PTSHARE_RULE_UNLINK: Tables are freed only when no mapping is left.
  * @PTSHARE_RULE_CLASS: Read-only mappings link to read-only tables.
+ * @PTSHARE_RULE_LOCK: Mappings in locked memory link to tables of their own.
  * @PTSHARE_RULE_RETRACT: khugepaged leaves the file's tables alone.
  * @PTSHARE_RULE_COLLAPSE: khugepaged leaves linked tables alone.
  * @PTSHARE_RULE_NUMA: NUMA balancing leaves linked tables alone.
@@ -42,6 +43,7 @@ enum ptshare_debug_rule {
 	PTSHARE_RULE_UNLINK_FLUSH,
 	PTSHARE_RULE_UNLINK,
 	PTSHARE_RULE_CLASS,
+	PTSHARE_RULE_LOCK,
 	PTSHARE_RULE_RETRACT,
 	PTSHARE_RULE_COLLAPSE,
 	PTSHARE_RULE_NUMA,

@@ -318,11 +318,15 @@ static void free_tables(struct ptshare *ps, pgoff_t first, pgoff_t last)
 	enum ptshare_class class;
 
 	i_mmap_assert_write_locked(ps->mapping);
-	for (class = 0; class < PTSHARE_CLASSES; class++)
-		free_class_tables(ps, ps->vma[class],
-				  PTSHARE_BASE(class) + (first << PAGE_SHIFT),
-				  PTSHARE_BASE(class) +
-				  ((last + 1) << PAGE_SHIFT));
+	for (class = 0; class < PTSHARE_CLASSES; class++) {
+		struct vm_area_struct *vma = READ_ONCE(ps->vma[class]);
+
+		if (vma)
+			free_class_tables(ps, vma,
+					  vma->vm_start + (first << PAGE_SHIFT),
+					  vma->vm_start +
+					  ((last + 1) << PAGE_SHIFT));
+	}
 }
 
 /* A piece at a time, to let others have the lock. */
@@ -450,16 +454,17 @@ void ptshare_guest_left(struct vm_area_struct *guest, pgoff_t first,
 /**
  * ptshare_class_left() - a guest links to tables of another class from now on
  * @vma: The guest, unlinked and with new flags.
+ * @class: The class it had.
  * @start: First address.
  * @end: End.
  *
  * Context: May sleep. mmap lock for writing.
  */
-void ptshare_class_left(struct vm_area_struct *vma, unsigned long start,
-			unsigned long end)
+void ptshare_class_left(struct vm_area_struct *vma, enum ptshare_class class,
+			unsigned long start, unsigned long end)
 {
 	struct ptshare *ps = ptshare_of(vma);
-	unsigned int class = ALL_CLASSES & ~BIT(ptshare_class_of(vma->vm_flags));
+	unsigned int classes = BIT(class);
 	pgoff_t first = ALIGN(ptshare_offset(vma, start), PMD_SIZE) >> PAGE_SHIFT;
 	pgoff_t behind = ALIGN_DOWN(ptshare_offset(vma, end), PMD_SIZE) >> PAGE_SHIFT;
 	pgoff_t last = behind - 1;
@@ -469,12 +474,12 @@ void ptshare_class_left(struct vm_area_struct *vma, unsigned long start,
 	if (first >= behind)
 		return;
 	i_mmap_lock_read(ps->mapping);
-	unused = has_unused(ps, class, first, last);
+	unused = has_unused(ps, classes, first, last);
 	i_mmap_unlock_read(ps->mapping);
 	if (!unused)
 		return;
 	i_mmap_lock_write(ps->mapping);
-	release_later(ps, vma->vm_file, class, first, last);
+	release_later(ps, vma->vm_file, classes, first, last);
 	i_mmap_unlock_write(ps->mapping);
 }
 
@@ -536,8 +541,10 @@ static int host_add_vma(struct ptshare *ps, struct mm_struct *mm,
 
 	if (!vma)
 		return -ENOMEM;
-	if (class == PTSHARE_RW)
+	if (class % PTSHARE_LOCKED == PTSHARE_RW)
 		flags |= VM_WRITE;
+	if (class >= PTSHARE_LOCKED)
+		flags |= VM_LOCKED;
 	vma->vm_start = PTSHARE_BASE(class);
 	vma->vm_end = PTSHARE_BASE(class) + PTSHARE_SPAN;
 	vm_flags_init(vma, flags);
@@ -551,7 +558,8 @@ static int host_add_vma(struct ptshare *ps, struct mm_struct *mm,
 		vm_area_free(vma);
 		return err;
 	}
-	ps->vma[class] = vma;
+	/* Pairs with ptshare_make_host(). */
+	smp_store_release(&ps->vma[class], vma);
 	return 0;
 }
 
@@ -611,11 +619,9 @@ static void host_end(struct ptshare *ps, struct mm_struct *mm)
 	WARN_ON_ONCE(file_count(&ps->file) != 1);
 }
 
-static int host_init(struct ptshare *ps, const struct vm_operations_struct *kind)
+static int host_init(struct ptshare *ps)
 {
 	struct mm_struct *mm = mm_alloc();
-	enum ptshare_class class;
-	int err = 0;
 
 	if (!mm)
 		return -ENOMEM;
@@ -629,21 +635,30 @@ static int host_init(struct ptshare *ps, const struct vm_operations_struct *kind
 	memfd_mm_init_user_ns(mm);
 	mm->ptshare = ps;
 	host_init_file(ps);
-	mmap_write_lock(mm);
-	for (class = 0; !err && class < PTSHARE_CLASSES; class++)
-		err = host_add_vma(ps, mm, class, kind);
-	mmap_write_unlock(mm);
-	if (err) {
-		host_end(ps, mm);
-		return err;
-	}
-	/* Pairs with ptshare_make_host(), ptshare_guest_came(). */
 	smp_store_release(&ps->mm, mm);
 	return 0;
 }
 
 /**
- * ptshare_make_host() - make the host of a file, unless it is there
+ * ptshare_link_class() - to which tables a guest links
+ * @guest: The guest.
+ *
+ * Context: Its lock.
+ * Return: Its class, unless a test wants the wrong one.
+ */
+enum ptshare_class ptshare_link_class(const struct vm_area_struct *guest)
+{
+	enum ptshare_class class = ptshare_class_of(guest->vm_flags);
+
+	if (!ptshare_rule(CLASS))
+		class |= PTSHARE_RW;
+	if (!ptshare_rule(LOCK))
+		class &= ~PTSHARE_LOCKED;
+	return class;
+}
+
+/**
+ * ptshare_make_host() - make what a guest needs of the host, unless it is there
  * @ps: Shared page tables of the file.
  * @guest: One of its guests.
  *
@@ -652,13 +667,20 @@ static int host_init(struct ptshare *ps, const struct vm_operations_struct *kind
  */
 int ptshare_make_host(struct ptshare *ps, const struct vm_area_struct *guest)
 {
+	enum ptshare_class class = ptshare_link_class(guest);
 	int err = 0;
 
-	if (smp_load_acquire(&ps->mm))
+	/* Pairs with host_add_vma(). */
+	if (smp_load_acquire(&ps->vma[class]))
 		return 0;
 	mutex_lock(&ps->making);
 	if (!ps->mm)
-		err = host_init(ps, ptshare_vm_ops(guest));
+		err = host_init(ps);
+	if (!err && !ps->vma[class]) {
+		mmap_write_lock(ps->mm);
+		err = host_add_vma(ps, ps->mm, class, ptshare_vm_ops(guest));
+		mmap_write_unlock(ps->mm);
+	}
 	mutex_unlock(&ps->making);
 	return err;
 }
@@ -687,12 +709,14 @@ void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest)
 {
 	enum ptshare_class class;
 
-	if (!smp_load_acquire(&ps->mm))
-		return;
 	/* What kind of file it is, all of them agree on. */
-	for (class = 0; class < PTSHARE_CLASSES; class++)
-		WRITE_ONCE(ps->vma[class]->vm_private_data,
-			   (void *)ptshare_vm_ops(guest));
+	for (class = 0; class < PTSHARE_CLASSES; class++) {
+		struct vm_area_struct *vma = READ_ONCE(ps->vma[class]);
+
+		if (vma)
+			WRITE_ONCE(vma->vm_private_data,
+				   (void *)ptshare_vm_ops(guest));
+	}
 }
 
 /*

@@ -39,6 +39,8 @@ static void flags_that_share(struct kunit *test)
 							    VM_MAYSHARE |
 							    VM_MAYREAD));
 	KUNIT_EXPECT_TRUE(test, ptshare_may_share(FLAGS |
+							    VM_LOCKED |
+							    VM_LOCKONFAULT |
 							    VM_DONTCOPY |
 							    VM_DONTDUMP |
 							    VM_RAND_READ |
@@ -50,10 +52,9 @@ static void flags_that_share(struct kunit *test)
 static void flags_that_do_not(struct kunit *test)
 {
 	static const unsigned long never[] = {
-		VM_LOCKED, VM_LOCKONFAULT, VM_HUGEPAGE, VM_HUGETLB, VM_IO,
-		VM_PFNMAP, VM_MIXEDMAP, VM_GROWSDOWN, VM_UFFD_MISSING,
-		VM_UFFD_WP, VM_UFFD_MINOR, VM_EXEC, MEMFD_VM_UFFD_RWP,
-		MEMFD_VM_MAYBE_GUARD,
+		VM_HUGEPAGE, VM_HUGETLB, VM_IO, VM_PFNMAP, VM_MIXEDMAP,
+		VM_GROWSDOWN, VM_UFFD_MISSING, VM_UFFD_WP, VM_UFFD_MINOR,
+		VM_EXEC, MEMFD_VM_UFFD_RWP, MEMFD_VM_MAYBE_GUARD,
 	};
 
 	for (int i = 0; i < ARRAY_SIZE(never); i++)
@@ -133,6 +134,10 @@ static void classes(struct kunit *test)
 {
 	KUNIT_EXPECT_EQ(test, PTSHARE_RW, ptshare_class_of(FLAGS));
 	KUNIT_EXPECT_EQ(test, PTSHARE_RO, ptshare_class_of(FLAGS & ~VM_WRITE));
+	KUNIT_EXPECT_EQ(test, PTSHARE_RW + PTSHARE_LOCKED,
+			ptshare_class_of(FLAGS | VM_LOCKED));
+	KUNIT_EXPECT_EQ(test, PTSHARE_RO + PTSHARE_LOCKED,
+			ptshare_class_of((FLAGS | VM_LOCKED) & ~VM_WRITE));
 	KUNIT_EXPECT_LE(test, PTSHARE_BASE(PTSHARE_CLASSES), TASK_SIZE_MAX);
 	for (int class = 0; class < PTSHARE_CLASSES; class++)
 		KUNIT_EXPECT_TRUE(test, IS_ALIGNED(PTSHARE_BASE(class),

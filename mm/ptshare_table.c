@@ -202,20 +202,33 @@ void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 	ptshare_count_unlinks(mm, ps, nr);
 }
 
-bool __ptshare_change_protection(struct vm_area_struct *vma,
-				 unsigned long start, unsigned long end,
-				 bool numa)
+/* Takes away the links of a guest that has got flags of another class. */
+static void change_class(struct vm_area_struct *vma, enum ptshare_class old,
+			 unsigned long start, unsigned long end)
 {
 	struct ptshare_vma *pv = ptshare_vma(vma);
 
-	if (numa)
-		return ptshare_rule(NUMA);
 	ptshare_unlink_notify(vma, start, end);
 	start = max(ALIGN_DOWN(start, PMD_SIZE), pv->start);
 	end = min(ALIGN(end, PMD_SIZE), pv->end);
 	if (start < end)
-		ptshare_class_left(vma, start, end);
+		ptshare_class_left(vma, old, start, end);
+}
+
+bool __ptshare_change_protection(struct vm_area_struct *vma,
+				 unsigned long start, unsigned long end,
+				 bool numa)
+{
+	if (numa)
+		return ptshare_rule(NUMA);
+	change_class(vma, ptshare_class_of(vma->vm_flags ^ VM_WRITE), start, end);
 	return false;
+}
+
+void __ptshare_change_lock(struct vm_area_struct *vma, unsigned long start,
+			   unsigned long end)
+{
+	change_class(vma, ptshare_class_of(vma->vm_flags ^ VM_LOCKED), start, end);
 }
 
 bool __ptshare_no_retract(void)
@@ -247,19 +260,30 @@ static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 	       (!(flags & FAULT_FLAG_WRITE) || pte_write(entry));
 }
 
+/* Whether some table for writers has a page of the file. */
+static bool writers_have(struct ptshare *ps, unsigned long offset)
+{
+	enum ptshare_class class;
+
+	for (class = PTSHARE_RW; class < PTSHARE_CLASSES; class += PTSHARE_LOCKED) {
+		unsigned long addr = PTSHARE_BASE(class) + offset;
+		pmd_t *pmd = ptshare_find_pmd(ps->mm, addr);
+
+		if (pmd && host_allows(ps->mm, pmd, addr, 0))
+			return true;
+	}
+	return false;
+}
+
 /*
  * Who reads what others have written need not fault in page by page what there is
- * already. If the table for writers has the page, all pages of the table for readers
+ * already. If a table for writers has the page, all pages of the table for readers
  * that are in the page cache are mapped at once, without the write bit (R): what
  * memfd_protect() says does not matter.
  */
-static void map_what_writers_have(struct ptshare *ps, pmd_t *pmd,
-				  unsigned long addr)
+static void map_what_writers_have(struct ptshare *ps, struct vm_area_struct *vma,
+				  pmd_t *pmd, unsigned long addr)
 {
-	struct vm_area_struct *vma = ps->vma[PTSHARE_RO];
-	unsigned long writers = addr - PTSHARE_BASE(PTSHARE_RO) +
-				PTSHARE_BASE(PTSHARE_RW);
-	pmd_t *writers_pmd = ptshare_find_pmd(ps->mm, writers);
 	pgoff_t pgoff = linear_page_index(vma, addr);
 	pgoff_t first = ALIGN_DOWN(pgoff, PTRS_PER_PTE);
 	struct vm_fault vmf = {
@@ -270,7 +294,7 @@ static void map_what_writers_have(struct ptshare *ps, pmd_t *pmd,
 		.pmd = pmd,
 	};
 
-	if (!writers_pmd || !host_allows(ps->mm, writers_pmd, writers, 0))
+	if (!writers_have(ps, addr - vma->vm_start))
 		return;
 	rcu_read_lock();
 	vma->vm_ops->map_pages(&vmf, first, first + PTRS_PER_PTE - 1);
@@ -312,7 +336,6 @@ static vm_fault_t host_fault(struct vm_area_struct *host_vma,
 static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 			      unsigned int flags, ptshare_fault_fn *fault)
 {
-	enum ptshare_class class = ptshare_class_of(vma->vm_flags);
 	struct ptshare *ps = ptshare_of(vma);
 	struct vm_area_struct *host_vma;
 	unsigned long host_addr;
@@ -321,11 +344,9 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	vm_fault_t ret = 0;
 	bool linked, allowed;
 
-	if (!ptshare_rule(CLASS))
-		class = PTSHARE_RW;
 	if (ptshare_make_host(ps, vma))
 		return VM_FAULT_OOM;
-	host_vma = ps->vma[class];
+	host_vma = ps->vma[ptshare_link_class(vma)];
 	host_addr = host_vma->vm_start + ptshare_offset(vma, address);
 	/* Beyond would be the tables of another class. */
 	if (WARN_ON_ONCE(host_addr >= host_vma->vm_end))
@@ -339,9 +360,9 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	linked = same_table(pmdp_get_lockless(pmd),
 			    pmdp_get_lockless(host_pmd));
 	allowed = host_allows(ps->mm, host_pmd, host_addr, flags);
-	if (!allowed && host_vma == ps->vma[PTSHARE_RO]) {
+	if (!allowed && !(host_vma->vm_flags & VM_WRITE)) {
 		before = ptshare_group_pages(host_pmd, host_addr);
-		map_what_writers_have(ps, host_pmd, host_addr);
+		map_what_writers_have(ps, host_vma, host_pmd, host_addr);
 		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, before,
 				    linked);
 		allowed = host_allows(ps->mm, host_pmd, host_addr, flags);

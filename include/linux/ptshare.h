@@ -257,6 +257,8 @@ void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 bool __ptshare_change_protection(struct vm_area_struct *vma,
 				 unsigned long start, unsigned long end,
 				 bool numa);
+void __ptshare_change_lock(struct vm_area_struct *vma, unsigned long start,
+			   unsigned long end);
 bool __ptshare_no_retract(void);
 bool __ptshare_no_collapse(void);
 
@@ -565,6 +567,24 @@ static inline bool ptshare_change_protection(struct vm_area_struct *vma,
 {
 	return ptshare_guest(vma) &&
 	       __ptshare_change_protection(vma, start, end, numa);
+}
+
+/**
+ * ptshare_change_lock() - a VMA has become locked in memory, or is not any more
+ * @vma: The VMA, with its new flags.
+ * @start: First address.
+ * @end: End.
+ *
+ * Its links are cleared: the next access links to tables whose pages are locked,
+ * or are not. What is left to be locked or unlocked is its own.
+ *
+ * Context: May sleep. mmap lock and VMA lock for writing.
+ */
+static inline void ptshare_change_lock(struct vm_area_struct *vma,
+				       unsigned long start, unsigned long end)
+{
+	if (ptshare_guest(vma))
+		__ptshare_change_lock(vma, start, end);
 }
 
 /**
@@ -902,6 +922,11 @@ static inline bool ptshare_change_protection(struct vm_area_struct *vma,
 					     unsigned long end, bool numa)
 {
 	return false;
+}
+
+static inline void ptshare_change_lock(struct vm_area_struct *vma,
+				       unsigned long start, unsigned long end)
+{
 }
 
 static inline bool ptshare_no_pmd(const struct vm_area_struct *vma)

@@ -14,7 +14,7 @@
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	180
 
-#define SPAN		(32UL << 40)	/* what the host maps of a file */
+#define SPAN		(24UL << 40)	/* what the host maps of a file */
 #define MAX_MAPS	"/proc/sys/vm/max_map_count"
 #define NR_MAPS		"1000"		/* mappings that are allowed */
 #define NR_PIECES	1500UL
@@ -225,7 +225,7 @@ TEST_F(edge, pieces_are_merged_again)
 }
 
 /*
- * The host maps the first 32 TiB. What grows beyond must not reach the tables of
+ * The host maps the first 24 TiB. What grows beyond must not reach the tables of
  * the other class, which are next to it.
  */
 TEST_F(edge, growth_beyond_the_host)

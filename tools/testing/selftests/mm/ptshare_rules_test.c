@@ -785,7 +785,37 @@ static void scenario_split(struct scene *s)
 
 /* modify: flags that a shared table cannot express end sharing */
 
+static long run_code(void *arg)
+{
+	((void (*)(void))arg)();
+	return 0;
+}
+
 static void scenario_modify(struct scene *s)
+{
+	struct outcome out = { 0 };
+	char *map;
+
+	if (!stage(s, 4, 0) || fallocate(s->fd, 0, 0, s->len))
+		return;
+	map = stage_map(s);
+	if (!map)
+		return;
+	map[0] = 0xc3;	/* ret */
+	if (mprotect(map, s->len, PROT_READ | PROT_EXEC)) {
+		skip(s, "mprotect");
+		return;
+	}
+	run_guarded(run_code, map, &out);
+	s->tries++;
+	s->violations += !!out.sig;
+	scene_note(s, "code in it ends with signal %d", out.sig);
+	munmap(map, s->len);
+}
+
+/* lock: mappings in locked memory link to tables of their own */
+
+static void scenario_lock(struct scene *s)
 {
 	long long before, grown;
 	char *map;
@@ -1430,6 +1460,7 @@ static const struct scenario {
 	{ "numa", RULE("numa"), scenario_numa, 5 },
 	{ "split", RULE("split"), scenario_split },
 	{ "modify", RULE("modify"), scenario_modify },
+	{ "lock", RULE("lock"), scenario_lock },
 	{ "soft_dirty", RULE("soft_dirty"), scenario_soft_dirty, 20 },
 	{ "notifier", RULE("notifier"), scenario_notifier, 20 },
 	{ "notifier_mmap", RULE("notifier"), scenario_notifier_mmap, 20 },

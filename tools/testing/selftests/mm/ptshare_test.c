@@ -110,6 +110,26 @@ static long long shared_since(const struct ptshare_counts *before)
 		  peer_call(p, peer_shared_kb)); \
 } while (0)
 
+/* CPUs keep some pages to themselves for a while before they count as locked, or not */
+static bool locked_is(long long kb)
+{
+	for (unsigned int i = 0; i < 20; i++) {
+		long long more = meminfo_kb("Mlocked") - kb;
+
+		if (more > -512 && more < 512)
+			return true;
+		usleep(50000);
+	}
+	return false;
+}
+
+static long peer_lock(void *data)
+{
+	struct peer_arg *arg = data;
+
+	return neg_errno(mlock(arg->map, arg->len));
+}
+
 /* Whole mappings, right and shared, or right and ordinary */
 #define EXPECT_RIGHT_SHARED(self) do { \
 	EXPECT_EQ(0, wrong_pages((self)->map, 0, FILE_PAGES, SEED)); \
@@ -241,6 +261,10 @@ SHAPE_IS(beyond_eof, .offset = TABLE_SIZE, .len = FILE_SIZE, .prot = PROT_RW,
 	 .flags = MAP_SHARED, .shared_kb = (FILE_SIZE - TABLE_SIZE) >> 10);
 SHAPE_IS(populate, .len = FILE_SIZE, .prot = PROT_RW,
 	 .flags = MAP_SHARED | MAP_POPULATE, .shared_kb = FILE_SIZE >> 10);
+SHAPE_IS(locked, .len = FILE_SIZE, .prot = PROT_RW,
+	 .flags = MAP_SHARED | MAP_LOCKED, .shared_kb = FILE_SIZE >> 10);
+SHAPE_IS(locked_ro, .len = FILE_SIZE, .prot = PROT_READ,
+	 .flags = MAP_SHARED | MAP_LOCKED, .shared_kb = FILE_SIZE >> 10);
 SHAPE_IS(noreserve, .len = FILE_SIZE, .prot = PROT_RW,
 	 .flags = MAP_SHARED | MAP_NORESERVE, .shared_kb = FILE_SIZE >> 10);
 
@@ -268,8 +292,6 @@ SHAPE_IS(exec, .len = FILE_SIZE, .prot = PROT_READ | PROT_EXEC,
 	 .flags = MAP_SHARED);
 SHAPE_IS(private, .len = FILE_SIZE, .prot = PROT_RW, .flags = MAP_PRIVATE);
 SHAPE_IS(private_ro, .len = FILE_SIZE, .prot = PROT_READ, .flags = MAP_PRIVATE);
-SHAPE_IS(locked, .len = FILE_SIZE, .prot = PROT_RW,
-	 .flags = MAP_SHARED | MAP_LOCKED);
 
 FIXTURE_SETUP(shape)
 {
@@ -471,24 +493,26 @@ TEST_F(pair, forked)
 	EXPECT_EQ(0, unshared_since(&self->counts));
 }
 
-/* What is ordinary only in the parent is shared in the child: mlock() */
-TEST_F(pair, forked_from_ordinary)
+/* What is locked in the parent is not in the child: each shares what is for it */
+TEST_F(pair, forked_from_locked)
 {
-	struct ptshare_counts before;
+	long long locked = meminfo_kb("Mlocked");
 	struct peer child;
 
 	ASSERT_EQ(0, mlock(self->map, FILE_SIZE));
-	EXPECT_RIGHT_ORDINARY(self);
-	before = ptshare_counts();
 	ASSERT_TRUE(peer_start(&child, self->fd));
 	child.arg->map = self->map;
 	child.arg->len = FILE_SIZE;
 	child.arg->seed = SEED;
-	EXPECT_EQ(0, peer_call(&child, peer_check));
-	EXPECT_EQ(FILE_SIZE >> 10, peer_call(&child, peer_shared_kb));
-	EXPECT_LE(1, shared_since(&before));
+	EXPECT_PEER_UNAFFECTED(&child);
+	EXPECT_EQ(0, pid_field(child.pid, "status", "VmLck"));
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_EQ(0, munmap(self->map, FILE_SIZE));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_PEER_UNAFFECTED(&child);
 	EXPECT_TRUE(peer_exit(&child));
-	EXPECT_RIGHT_ORDINARY(self);
+	self->map = map_at(self->map, self->fd, 0, FILE_SIZE, PROT_RW);
+	EXPECT_RIGHT_SHARED(self);
 }
 
 /* Returns the faults that reading all pages has cost; @value: wrong pages */
@@ -1257,7 +1281,7 @@ TEST_F(part, mlock_unaligned)
 
 	EXPECT_EQ(0, mlock(part, PART_SIZE));
 	EXPECT_EQ(0, wrong_pages(self->map, 0, FILE_PAGES, SEED));
-	EXPECT_PART_ORDINARY(self);
+	EXPECT_PART_APART(self);
 	EXPECT_PEER_UNAFFECTED(&self->peer);
 	EXPECT_EQ(0, munlock(part, PART_SIZE));
 	EXPECT_RIGHT_SHARED(self);
@@ -1569,58 +1593,131 @@ TEST_F(pair, mremap_dontunmap)
 
 TEST_F(pair, mlock_and_munlock)
 {
+	long long locked = meminfo_kb("Mlocked");
+
 	EXPECT_EQ(0, mlock(self->map, FILE_SIZE));
-	EXPECT_RIGHT_ORDINARY(self);
+	EXPECT_SHARED(self->map, FILE_SIZE);
+	EXPECT_TRUE(locked_is(locked + (FILE_SIZE >> 10)));
+	EXPECT_RIGHT_SHARED(self);
 	EXPECT_EQ(FILE_SIZE >> 10, smaps_sum(getpid(), self->map, FILE_SIZE,
 					     "Rss", NULL));
 	EXPECT_LE(FILE_SIZE >> 10, pid_field(getpid(), "status", "VmLck"));
-	EXPECT_LE(1, unshared_since(&self->counts));
 	EXPECT_PEER_UNAFFECTED(&self->peer);
-	EXPECT_EQ(0, munlock(self->map, FILE_SIZE));
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_READ));
 	EXPECT_RIGHT_SHARED(self);
-	EXPECT_LE(1, shared_since(&self->counts));
+	EXPECT_TRUE(locked_is(locked + (FILE_SIZE >> 10)));
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_RW));
+	EXPECT_EQ(0, munlock(self->map, FILE_SIZE));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_EQ(0, unshared_since(&self->counts));
 	EXPECT_PEER_UNAFFECTED(&self->peer);
 }
 
-TEST_F(pair, mlock_onfault)
+/* Several have it locked: it is locked once, and as long as one of them has */
+TEST_F(pair, mlock_by_several)
 {
-	EXPECT_EQ(0, mlock2(self->map, FILE_SIZE, MLOCK_ONFAULT));
-	EXPECT_RIGHT_ORDINARY(self);
-	EXPECT_EQ(0, munlock(self->map, FILE_SIZE));
+	long long tables, locked = meminfo_kb("Mlocked");
+
+	EXPECT_EQ(0, mlock(self->map, FILE_SIZE));
 	EXPECT_RIGHT_SHARED(self);
 	EXPECT_PEER_UNAFFECTED(&self->peer);
+	tables = ptshare_tables();
+	EXPECT_EQ(0, peer_call(&self->peer, peer_lock));
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+	EXPECT_GE(tables, ptshare_tables());
+	EXPECT_TRUE(locked_is(locked + (FILE_SIZE >> 10)));
+	EXPECT_EQ(0, munlock(self->map, FILE_SIZE));
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_TRUE(locked_is(locked + (FILE_SIZE >> 10)));
+	/* What one wants to have paged out, another has locked */
+	madvise(self->map, FILE_SIZE, MADV_PAGEOUT);
+	EXPECT_EQ(FILE_SIZE >> 10, peer_call(&self->peer, peer_shared_kb));
+	EXPECT_TRUE(peer_exit(&self->peer));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_RIGHT_SHARED(self);
+}
+
+/* Pages that come later are locked as well, and those that go are not any more */
+TEST_F(pair, mlock_onfault)
+{
+	long long locked = meminfo_kb("Mlocked");
+
+	ASSERT_EQ(0, fallocate(self->fd, FALLOC_FL_PUNCH_HOLE |
+			       FALLOC_FL_KEEP_SIZE, 0, FILE_SIZE));
+	EXPECT_EQ(0, mlock2(self->map, FILE_SIZE, MLOCK_ONFAULT));
+	EXPECT_TRUE(locked_is(locked));
+	fill_pages(self->map, 0, FILE_PAGES, SEED);
+	EXPECT_TRUE(locked_is(locked + (FILE_SIZE >> 10)));
+	EXPECT_RIGHT_SHARED(self);
+	ASSERT_EQ(0, fallocate(self->fd, FALLOC_FL_PUNCH_HOLE |
+			       FALLOC_FL_KEEP_SIZE, 0, TABLE_SIZE));
+	EXPECT_TRUE(locked_is(locked + ((FILE_SIZE - TABLE_SIZE) >> 10)));
+	fill_pages(self->map, 0, TABLE_PAGES, SEED);
+	EXPECT_EQ(0, munlock(self->map, FILE_SIZE));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+	EXPECT_EQ(0, unshared_since(&self->counts));
 }
 
 TEST_F(pair, mlock_aligned_part)
 {
+	long long locked = meminfo_kb("Mlocked");
 	char *part = self->map + TABLE_SIZE;
 
 	EXPECT_EQ(0, mlock(part, TABLE_SIZE));
-	EXPECT_EQ(0, wrong_pages(self->map, 0, FILE_PAGES, SEED));
-	EXPECT_ORDINARY(part, TABLE_SIZE);
-	EXPECT_SHARED(self->map, TABLE_SIZE);
-	EXPECT_SHARED(part + TABLE_SIZE, 2 * TABLE_SIZE);
-	EXPECT_EQ(0, munlock(part, TABLE_SIZE));
 	EXPECT_RIGHT_SHARED(self);
+	EXPECT_TRUE(locked_is(locked + (TABLE_SIZE >> 10)));
+	EXPECT_EQ(0, munlock(part, TABLE_SIZE));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_EQ(0, unshared_since(&self->counts));
 	EXPECT_PEER_UNAFFECTED(&self->peer);
+}
+
+/* The limit is that of the process, whatever others have locked */
+TEST_F(pair, mlock_limit)
+{
+	struct rlimit limit = { FILE_SIZE - 4096, FILE_SIZE - 4096 };
+	int status = -1;
+	pid_t pid;
+
+	ASSERT_EQ(0, mlock(self->map, FILE_SIZE));
+	pid = fork();
+	if (!pid) {
+		if (setrlimit(RLIMIT_MEMLOCK, &limit) || setuid(65534))
+			_exit(1);
+		if (!mlock(self->map, FILE_SIZE) || errno != ENOMEM)
+			_exit(2);
+		if (mlock(self->map, FILE_SIZE - TABLE_SIZE))
+			_exit(3);
+		_exit(shared_kb(self->map, FILE_SIZE - TABLE_SIZE) !=
+		      (FILE_SIZE - TABLE_SIZE) >> 10 ? 4 : 0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_RIGHT_SHARED(self);
 }
 
 TEST_F(pair, mlockall)
 {
+	long long locked = meminfo_kb("Mlocked");
 	char *map;
 
 	ASSERT_EQ(0, mlockall(MCL_CURRENT));
-	EXPECT_RIGHT_ORDINARY(self);
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_LE(locked + (FILE_SIZE >> 10), meminfo_kb("Mlocked"));
 	ASSERT_EQ(0, munlockall());
 	EXPECT_RIGHT_SHARED(self);
 
 	ASSERT_EQ(0, mlockall(MCL_FUTURE));
 	EXPECT_RIGHT_SHARED(self);
 	map = map_file(self->fd, 0, FILE_SIZE, PROT_RW);
+	EXPECT_SHARED(map, FILE_SIZE);
 	EXPECT_EQ(0, wrong_pages(map, 0, FILE_PAGES, SEED));
-	EXPECT_ORDINARY(map, FILE_SIZE);
 	ASSERT_EQ(0, mlockall(MCL_CURRENT | MCL_FUTURE));
-	EXPECT_RIGHT_ORDINARY(self);
+	EXPECT_RIGHT_SHARED(self);
 	ASSERT_EQ(0, munlockall());
 	EXPECT_RIGHT_SHARED(self);
 	EXPECT_EQ(0, wrong_pages(map, 0, FILE_PAGES, SEED));
@@ -4118,7 +4215,7 @@ static long drop_links(char *map)
 	return madvise(map, FILE_SIZE, MADV_DONTNEED);
 }
 
-/* Shared and ordinary in turn */
+/* By tables of one class and of the other */
 static long lock_and_unlock(char *map)
 {
 	return mlock2(map, FILE_SIZE, MLOCK_ONFAULT) ||
