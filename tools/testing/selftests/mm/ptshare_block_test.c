@@ -30,7 +30,8 @@ enum side { ORDINARY, SHARED, SIDES };
 struct line {
 	unsigned long start, end, offset;
 	char perms[5];
-	bool locked;		/* or anything else that is not shared */
+	bool locked;
+	bool huge;		/* with MADV_HUGEPAGE, and so not shared */
 	long long shared_kb;
 };
 
@@ -67,7 +68,8 @@ static void read_lines(const char *area, size_t len, struct lines *lines)
 		} else if (line && !strncmp(text, "Ptshare:", 8)) {
 			line->shared_kb = strtoll(text + 8, NULL, 10);
 		} else if (line && !strncmp(text, "VmFlags:", 8)) {
-			line->locked = strstr(text, " lo") || strstr(text, " hg");
+			line->locked = strstr(text, " lo");
+			line->huge = strstr(text, " hg");
 		}
 	}
 	fclose(file);
@@ -80,7 +82,7 @@ static long long due_kb(const struct line *line)
 	unsigned long end = line->end & -TABLE_SIZE;
 
 	if (line->perms[0] != 'r' || line->perms[2] != '-' ||
-	    line->perms[3] != 's' || line->locked)
+	    line->perms[3] != 's' || line->huge)
 		return 0;
 	if ((line->start ^ line->offset) & (TABLE_SIZE - 1) || start >= end)
 		return 0;
@@ -91,7 +93,7 @@ static bool same_line(const struct line *a, const struct line *b)
 {
 	return a->start == b->start && a->end == b->end &&
 	       a->offset == b->offset && !strcmp(a->perms, b->perms) &&
-	       a->locked == b->locked;
+	       a->locked == b->locked && a->huge == b->huge;
 }
 
 /* Reads and, where it may, writes a page's own mark; false if it is another's */
@@ -446,44 +448,34 @@ TEST_F(block, forked)
 #define MADV_COLLAPSE	25
 #endif
 
-static const struct { enum change change, undo; } pinned[] = {
-	{ LOCK, UNLOCK }, { HUGE, NO_HUGE },
-};
-
 /* A huge entry that an ordinary mapping has got must go before it shares again */
 TEST_F(block, huge_entry_in_between)
 {
 	size_t at = 2 * TABLE_SIZE, len = TABLE_SIZE;
-	long long huge_kb;
+	char *map = AT(SHARED) + at;
 
-	for (size_t i = 0; i < sizeof(pinned) / sizeof(*pinned); i++) {
-		char *map = AT(SHARED) + at;
-
-		ASSERT_EQ(0, change(pinned[i].change, self->fd[SHARED], map, at,
-				    len));
-		EXPECT_EQ(0, wrong_pages(map, at / page_size(),
-					 len / page_size(), SEED));
-		if (madvise(map, len, MADV_COLLAPSE))
-			SKIP(return, "no huge pages");
-		EXPECT_EQ(0, wrong_pages(map, at / page_size(),
-					 len / page_size(), SEED));
-		huge_kb = smaps_sum(getpid(), map, len, "ShmemPmdMapped", NULL);
-		ASSERT_EQ((long long)TABLE_KB, huge_kb);
-		ASSERT_EQ(0, change(pinned[i].undo, self->fd[SHARED], map, at,
-				    len));
-		fill_pages(AT(SHARED), 0, FILE_PAGES, SEED + 1 + i);
-		self->peer.arg->seed = SEED + 1 + i;
-		EXPECT_EQ(0, peer_call(&self->peer, peer_check));
-		EXPECT_EQ((long long)(FILE_SIZE >> 10),
-			  shared_kb(AT(SHARED), FILE_SIZE));
-		/* What is cut off is gone, through that mapping too */
-		ASSERT_EQ(0, ftruncate(self->fd[SHARED], at));
-		ASSERT_EQ(0, ftruncate(self->fd[SHARED], FILE_SIZE));
-		EXPECT_EQ(0, load64(map));
-		self->peer.arg->seed = SEED;
-		EXPECT_EQ(0, peer_call(&self->peer, peer_fill));
-		EXPECT_EQ(0, wrong_pages(AT(SHARED), 0, FILE_PAGES, SEED));
-	}
+	ASSERT_EQ(0, change(HUGE, self->fd[SHARED], map, at, len));
+	EXPECT_EQ(0, wrong_pages(map, at / page_size(), len / page_size(),
+				 SEED));
+	if (madvise(map, len, MADV_COLLAPSE))
+		SKIP(return, "no huge pages");
+	EXPECT_EQ(0, wrong_pages(map, at / page_size(), len / page_size(),
+				 SEED));
+	ASSERT_EQ((long long)TABLE_KB, smaps_sum(getpid(), map, len,
+						 "ShmemPmdMapped", NULL));
+	ASSERT_EQ(0, change(NO_HUGE, self->fd[SHARED], map, at, len));
+	fill_pages(AT(SHARED), 0, FILE_PAGES, SEED + 1);
+	self->peer.arg->seed = SEED + 1;
+	EXPECT_EQ(0, peer_call(&self->peer, peer_check));
+	EXPECT_EQ((long long)(FILE_SIZE >> 10),
+		  shared_kb(AT(SHARED), FILE_SIZE));
+	/* What is cut off is gone, through that mapping too */
+	ASSERT_EQ(0, ftruncate(self->fd[SHARED], at));
+	ASSERT_EQ(0, ftruncate(self->fd[SHARED], FILE_SIZE));
+	EXPECT_EQ(0, load64(map));
+	self->peer.arg->seed = SEED;
+	EXPECT_EQ(0, peer_call(&self->peer, peer_fill));
+	EXPECT_EQ(0, wrong_pages(AT(SHARED), 0, FILE_PAGES, SEED));
 }
 
 /*
@@ -568,9 +560,9 @@ TEST(own_tables_under_a_walker)
 	peer.arg->len = WALKED / 4;
 	ASSERT_TRUE(peer_tell(&peer, peer_drop));
 	while (now_ns() < end) {
-		ASSERT_EQ(0, mlock2(map, len, MLOCK_ONFAULT));
+		ASSERT_EQ(0, madvise(map, len, MADV_HUGEPAGE));
 		load64(map + WALKED / 2);
-		ASSERT_EQ(0, munlock(map, len));
+		ASSERT_EQ(0, madvise(map, len, MADV_NOHUGEPAGE));
 		turns++;
 	}
 	peer.arg->stop = 1;
