@@ -237,6 +237,24 @@ void __ptshare_free_vma(struct vm_area_struct *vma)
 	kmem_cache_free(ptshare_vma_cache, ptshare_vma(vma));
 }
 
+/*
+ * An address that has the same place in units of @size as the offset, so that at
+ * least one of them is mapped as a whole; 0 if there is none.
+ */
+static unsigned long congruent_area(unsigned long hint, unsigned long offset,
+				    unsigned long len, unsigned long flags,
+				    unsigned long size)
+{
+	unsigned long wide;
+
+	if (ALIGN(offset, size) - offset + size > len || len + size < len)
+		return 0;
+	wide = memfd_get_unmapped_area(hint, len + size - PAGE_SIZE, flags);
+	if (IS_ERR_VALUE(wide))
+		return 0;
+	return wide + ((offset - wide) & (size - 1));
+}
+
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
 				      unsigned long hint, unsigned long len,
 				      unsigned long pgoff, unsigned long flags)
@@ -247,18 +265,13 @@ unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
 		return addr;
 	if ((flags & MAP_FIXED) || (flags & MAP_TYPE) == MAP_PRIVATE)
 		return addr;
-	/* No block is mapped as a whole. */
-	if (ALIGN(offset, PMD_SIZE) - offset + PMD_SIZE > len)
-		return addr;
 	/* Wishes are granted. */
-	if (addr == hint || !((addr ^ offset) & ~PMD_MASK))
+	if (addr == hint || !((addr ^ offset) & ~PUD_MASK))
 		return addr;
-	if (len + PMD_SIZE < len)
-		return addr;
-	wide = memfd_get_unmapped_area(hint, len + PMD_SIZE - PAGE_SIZE, flags);
-	if (IS_ERR_VALUE(wide))
-		return addr;
-	return wide + ((offset - wide) & ~PMD_MASK);
+	wide = congruent_area(hint, offset, len, flags, PUD_SIZE);
+	if (!wide && (addr ^ offset) & ~PMD_MASK)
+		wide = congruent_area(hint, offset, len, flags, PMD_SIZE);
+	return wide ?: addr;
 }
 
 /*
@@ -540,12 +553,17 @@ int ptshare_unshare_range(struct mm_struct *mm, unsigned long start,
 
 void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
 {
-	if (IS_ALIGNED(addr, PMD_SIZE) || !ptshare_shares(vma, addr) ||
-	    !ptshare_rule(SPLIT))
+	bool cuts_block = !IS_ALIGNED(addr, PMD_SIZE);
+	bool cuts_gib = !IS_ALIGNED(addr, PUD_SIZE) &&
+			ptshare_whole_gib(vma, addr);
+
+	if (!ptshare_shares(vma, addr) || !ptshare_rule(SPLIT) ||
+	    (!cuts_block && !cuts_gib))
 		return;
 	vma_start_write(vma);
 	ptshare_unlink_notify(vma, addr, addr + 1);
-	count_vm_event(PTSHARE_UNSHARE);
+	if (cuts_block)
+		count_vm_event(PTSHARE_UNSHARE);
 }
 
 /*
@@ -618,6 +636,43 @@ static bool join_blocks(struct vm_area_struct **vmas, unsigned long start,
 }
 
 /*
+ * Where VMAs met, or one of them met a hole, a GiB may be whole now, and links to it by
+ * a PUD entry from now on: PMD tables that they have there are given up. Nothing is in
+ * them but links, and tables without entries.
+ */
+static void join_gib(struct vm_area_struct **vmas, struct vm_area_struct *to,
+		     unsigned long gib)
+{
+	struct address_space *mapping = to->vm_file->f_mapping;
+
+	for (int i = 0; i < MERGED; i++)
+		if (vmas[i])
+			ptshare_unlink_notify(vmas[i], gib, gib + PUD_SIZE);
+	i_mmap_lock_write(mapping);
+	free_own_tables(to->vm_mm, gib, gib + PUD_SIZE);
+	i_mmap_unlock_write(mapping);
+}
+
+static void join_gibs(struct vm_area_struct **vmas, struct vm_area_struct *to,
+		      unsigned long start, unsigned long end)
+{
+	/* Offsets have the same place in GiBs as addresses. */
+	if (((to->vm_pgoff << PAGE_SHIFT) ^ to->vm_start) & ~PUD_MASK)
+		return;
+	for (int i = 0; i < 2 * MERGED; i++) {
+		struct vm_area_struct *vma = vmas[i / 2];
+		unsigned long addr, gib;
+
+		if (!vma)
+			continue;
+		addr = i % 2 ? vma->vm_end : vma->vm_start;
+		gib = ALIGN_DOWN(addr, PUD_SIZE);
+		if (addr != gib && gib >= start && gib + PUD_SIZE <= end)
+			join_gib(vmas, to, gib);
+	}
+}
+
+/*
  * VMAs with guard regions are merged with others, and what comes of it may have
  * them. Their markers are entries that must not be lost.
  */
@@ -673,8 +728,10 @@ void __ptshare_merge(struct vm_area_struct *vma, struct vm_area_struct *adjust,
 	if (!ptshare_vma(to)->shares || !is_congruent(to))
 		return;
 	empty &= join_blocks(vmas, start, end);
-	if (empty)
+	if (empty) {
+		join_gibs(vmas, to, start, end);
 		return;
+	}
 	/* Something is left that no table of the file can have. */
 	merge_ordinary(vmas, to);
 }

@@ -113,6 +113,22 @@ static inline atomic_t *ptshare_links_of(pgtable_t table)
 	return &page_ptdesc(table)->pt_share_count;
 }
 
+/* How many links there are to a PMD table, that of an entry. */
+static inline atomic_t *ptshare_gib_links_of(pmd_t *pmd)
+{
+	return &virt_to_ptdesc(pmd)->pt_share_count;
+}
+
+/**
+ * struct ptshare_place - where a guest links to what the host has at an address
+ * @pud: Its PUD entry, which is the link if there is no @pmd.
+ * @pmd: Its PMD entry, in a table of its own, or NULL.
+ */
+struct ptshare_place {
+	pud_t *pud;
+	pmd_t *pmd;
+};
+
 /* mm/ptshare.c */
 bool ptshare_may_share(unsigned long flags);
 void ptshare_blocks(const struct vm_area_struct *vma, unsigned long *start,
@@ -122,14 +138,25 @@ void ptshare_blocks(const struct vm_area_struct *vma, unsigned long *start,
 bool ptshare_drop_entries(struct vm_area_struct *vma, unsigned long start,
 			  unsigned long end);
 
+/* mm/ptshare_link.c */
+bool ptshare_whole_gib(const struct vm_area_struct *vma, unsigned long addr);
+bool ptshare_link_place(struct ptshare_place *place,
+			const struct vm_area_struct *vma,
+			unsigned long address, pmd_t *host_pmd);
+bool ptshare_is_linked(const struct ptshare_place *place, pmd_t *host_pmd);
+void ptshare_link(const struct ptshare_place *place, struct vm_area_struct *vma,
+		  unsigned long address, struct vm_area_struct *host_vma,
+		  pmd_t *host_pmd);
+
 /* mm/ptshare_account.c */
 unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr);
 void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd,
 			 unsigned long addr, unsigned int before, bool linked);
 void ptshare_count_links(struct mm_struct *mm, struct ptshare *ps,
-			 unsigned long nr, unsigned long pages);
+			 unsigned long nr, unsigned long tables,
+			 unsigned long pages);
 void ptshare_count_unlinks(struct mm_struct *mm, struct ptshare *ps,
-			   unsigned long nr);
+			   unsigned long nr, unsigned long tables);
 
 /* mm/ptshare_host.c */
 bool ptshare_wanted(const struct file *file);
@@ -146,7 +173,9 @@ void ptshare_class_left(struct vm_area_struct *vma, enum ptshare_class class,
 pmd_t *ptshare_find_pmd(struct mm_struct *mm, unsigned long addr);
 pmd_t *ptshare_next_pmd(struct mm_struct *mm, unsigned long *addr,
 			unsigned long end);
-pmd_t *ptshare_alloc_pmd(struct mm_struct *mm, unsigned long addr);
+pud_t *ptshare_next_pud(struct mm_struct *mm, unsigned long *addr,
+			unsigned long end);
+pud_t *ptshare_alloc_pud(struct mm_struct *mm, unsigned long addr);
 pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr);
 
 /* mm/ptshare_mount.c */

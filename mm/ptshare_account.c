@@ -3,8 +3,9 @@
  * Shared page tables of memfds: what a process maps through links, and what it
  * is told of that.
  *
- * Each mm_struct counts its links. It is an atomic counter that nothing is
- * freed by but where it is zero for good: see mm/ptshare_host.c.
+ * Each mm_struct counts the tables that it links to, 512 for a PMD table. It is an
+ * atomic counter that nothing is freed by but where it is zero for good: see
+ * mm/ptshare_host.c.
  *
  * How many pages that is, is estimated. A table knows how many entries it has
  * got by faults, and who links to it adds that number to his own, and those
@@ -69,6 +70,7 @@ void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd,
 			 unsigned long addr, unsigned int before, bool linked)
 {
 	struct ptdesc *table = page_ptdesc(pmd_pgtable(*pmd));
+	struct ptdesc *gib = virt_to_ptdesc(pmd);
 	unsigned int after = count_entries(pmd, addr, GROUP_SIZE);
 	unsigned int old = READ_ONCE(table->pt_share_pages), new;
 
@@ -79,6 +81,7 @@ void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd,
 	if (after - before == GROUP_SIZE >> PAGE_SHIFT)
 		new = count_entries(pmd, addr, PMD_SIZE);
 	WRITE_ONCE(table->pt_share_pages, new);
+	WRITE_ONCE(gib->pt_share_pages, gib->pt_share_pages + new - old);
 	if (linked && new > old)
 		atomic_long_add(new - old, &mm->ptshare_pages);
 }
@@ -88,14 +91,16 @@ void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd,
  * @mm: The address space.
  * @ps: Shared page tables of the file.
  * @nr: How many.
+ * @tables: How many tables they lead to, or may.
  * @pages: How many pages are behind them.
  *
  * Context: Any.
  */
 void ptshare_count_links(struct mm_struct *mm, struct ptshare *ps,
-			 unsigned long nr, unsigned long pages)
+			 unsigned long nr, unsigned long tables,
+			 unsigned long pages)
 {
-	atomic_long_add(nr, &mm->ptshare_links);
+	atomic_long_add(tables, &mm->ptshare_links);
 	atomic_long_add(pages, &mm->ptshare_pages);
 	atomic_long_add(nr, &ps->nr_links);
 	count_vm_events(PTSHARE_LINK, nr);
@@ -106,21 +111,22 @@ void ptshare_count_links(struct mm_struct *mm, struct ptshare *ps,
  * @mm: The address space, flushed.
  * @ps: Shared page tables of the file.
  * @nr: How many.
+ * @tables: How many tables they led to, or might have.
  *
  * Context: Any.
  */
 void ptshare_count_unlinks(struct mm_struct *mm, struct ptshare *ps,
-			   unsigned long nr)
+			   unsigned long nr, unsigned long tables)
 {
 	unsigned long links = atomic_long_read(&mm->ptshare_links);
 	unsigned long pages = atomic_long_read(&mm->ptshare_pages);
 
-	if (nr < links)
-		pages = mult_frac(pages, nr, links);
+	if (tables < links)
+		pages = mult_frac(pages, tables, links);
 	atomic_long_sub(pages, &mm->ptshare_pages);
 	/* Who sees that none is left relies on the flush. */
 	smp_mb__before_atomic();
-	atomic_long_sub(nr, &mm->ptshare_links);
+	atomic_long_sub(tables, &mm->ptshare_links);
 	atomic_long_sub(nr, &ps->nr_links);
 	count_vm_events(PTSHARE_UNLINK, nr);
 }
@@ -133,19 +139,24 @@ unsigned long __ptshare_mm_pages(struct mm_struct *mm)
 	return ptshare_rule(OOM) ? clamp(pages, 0L, most) : 0;
 }
 
-unsigned int __ptshare_links(pmd_t *pmd)
+unsigned int __ptshare_links(const struct vm_area_struct *vma,
+			     unsigned long addr)
 {
-	pmd_t table = pmdp_get_lockless(pmd);
+	unsigned long host_addr = PTSHARE_BASE(ptshare_link_class(vma)) +
+				  ptshare_offset(vma, addr);
+	struct mm_struct *host = READ_ONCE(ptshare_of(vma)->mm);
+	pmd_t *pmd = host ? ptshare_find_pmd(host, host_addr) : NULL;
+	pmd_t table = pmd ? pmdp_get_lockless(pmd) : __pmd(0);
 
-	return pmd_none(table) ? 1 :
-		atomic_read(ptshare_links_of(pmd_pgtable(table)));
+	if (pmd_none(table))
+		return 1;
+	return atomic_read(ptshare_links_of(pmd_pgtable(table))) +
+	       atomic_read(ptshare_gib_links_of(pmd));
 }
 
 bool __ptshare_shared(struct vm_area_struct *vma, unsigned long addr)
 {
-	pmd_t *pmd = ptshare_find_pmd(vma->vm_mm, addr);
-
-	return pmd && __ptshare_links(pmd) > 1 && ptshare_rule(MAPCOUNT);
+	return __ptshare_links(vma, addr) > 1 && ptshare_rule(MAPCOUNT);
 }
 
 bool __ptshare_private(void)

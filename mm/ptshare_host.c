@@ -82,19 +82,46 @@ static struct lock_class_key host_mmap_lock_key;
  */
 pmd_t *ptshare_find_pmd(struct mm_struct *mm, unsigned long addr)
 {
-	pgd_t *pgd = pgd_offset(mm, addr);
-	p4d_t *p4d;
-	pud_t *pud;
+	pud_t *pud = ptshare_next_pud(mm, &addr, addr + 1);
 
-	if (pgd_none(READ_ONCE(*pgd)))
-		return NULL;
-	p4d = p4d_offset(pgd, addr);
-	if (p4d_none(READ_ONCE(*p4d)))
-		return NULL;
-	pud = pud_offset(p4d, addr);
-	if (pud_none(READ_ONCE(*pud)))
-		return NULL;
-	return pmd_offset(pud, addr);
+	return pud ? pmd_offset(pud, addr) : NULL;
+}
+
+/**
+ * ptshare_next_pud() - the first PUD entry in a range that is not empty
+ * @mm: The host, or the address space of a guest.
+ * @addr: First address. Becomes that of the entry.
+ * @end: End of the range.
+ *
+ * Context: Anything that keeps the tables.
+ * Return: NULL if there is none.
+ */
+pud_t *ptshare_next_pud(struct mm_struct *mm, unsigned long *addr,
+			unsigned long end)
+{
+	/* Levels that are folded are never empty, and end where the next one does. */
+	while (*addr < end) {
+		unsigned long pgd_end = pgd_addr_end(*addr, end);
+		unsigned long p4d_end = p4d_addr_end(*addr, pgd_end);
+		pgd_t *pgd = pgd_offset(mm, *addr);
+		p4d_t *p4d;
+		pud_t *pud;
+
+		if (pgd_none(READ_ONCE(*pgd))) {
+			*addr = pgd_end;
+			continue;
+		}
+		p4d = p4d_offset(pgd, *addr);
+		if (p4d_none(READ_ONCE(*p4d))) {
+			*addr = p4d_end;
+			continue;
+		}
+		pud = pud_offset(p4d, *addr);
+		if (!pud_none(READ_ONCE(*pud)))
+			return pud;
+		*addr = pud_addr_end(*addr, p4d_end);
+	}
+	return NULL;
 }
 
 /**
@@ -109,60 +136,65 @@ pmd_t *ptshare_find_pmd(struct mm_struct *mm, unsigned long addr)
 pmd_t *ptshare_next_pmd(struct mm_struct *mm, unsigned long *addr,
 			unsigned long end)
 {
-	/* Levels that are folded are never empty, and end where the next one does. */
-	while (*addr < end) {
-		unsigned long pgd_end = pgd_addr_end(*addr, end);
-		unsigned long p4d_end = p4d_addr_end(*addr, pgd_end);
-		unsigned long pud_end = pud_addr_end(*addr, p4d_end);
-		pgd_t *pgd = pgd_offset(mm, *addr);
-		p4d_t *p4d;
-		pud_t *pud;
-		pmd_t *pmd;
+	pud_t *pud;
 
-		if (pgd_none(READ_ONCE(*pgd))) {
-			*addr = pgd_end;
-			continue;
-		}
-		p4d = p4d_offset(pgd, *addr);
-		if (p4d_none(READ_ONCE(*p4d))) {
-			*addr = p4d_end;
-			continue;
-		}
-		pud = pud_offset(p4d, *addr);
-		if (pud_none(READ_ONCE(*pud))) {
-			*addr = pud_end;
-			continue;
-		}
-		pmd = pmd_offset(pud, *addr);
-		if (!pmd_none(pmdp_get_lockless(pmd)))
-			return pmd;
-		*addr = pmd_addr_end(*addr, pud_end);
+	while ((pud = ptshare_next_pud(mm, addr, end))) {
+		unsigned long pud_end = pud_addr_end(*addr, end);
+		pmd_t *pmd = pmd_offset(pud, *addr);
+
+		for (; *addr < pud_end; pmd++, *addr = pmd_addr_end(*addr, pud_end))
+			if (!pmd_none(pmdp_get_lockless(pmd)))
+				return pmd;
 	}
 	return NULL;
 }
 
 /**
- * ptshare_alloc_pmd() - the PMD entry for an address, made if need be
+ * ptshare_alloc_pud() - the PUD entry for an address, made if need be
  * @mm: The host, or the address space of a guest.
  * @addr: The address.
  *
  * Context: May sleep. The lock of a guest.
  * Return: NULL if there is no memory.
  */
-pmd_t *ptshare_alloc_pmd(struct mm_struct *mm, unsigned long addr)
+pud_t *ptshare_alloc_pud(struct mm_struct *mm, unsigned long addr)
 {
 	p4d_t *p4d = p4d_alloc(mm, pgd_offset(mm, addr), addr);
-	pud_t *pud;
 
-	if (!p4d)
-		return NULL;
-	pud = pud_alloc(mm, p4d, addr);
-	return pud ? pmd_alloc(mm, pud, addr) : NULL;
+	return p4d ? pud_alloc(mm, p4d, addr) : NULL;
 }
 
 /*
  * Tables
  */
+
+/* The PMD entry of the host for an address. Its table counts the links to it. */
+static pmd_t *host_pmd(struct mm_struct *mm, unsigned long addr)
+{
+	pud_t *pud = ptshare_alloc_pud(mm, addr);
+	spinlock_t *ptl;
+	pmd_t *new;
+
+	if (!pud || !pud_none(READ_ONCE(*pud)))
+		return pud ? pmd_offset(pud, addr) : NULL;
+	new = pmd_alloc_one(mm, addr);
+	if (!new)
+		return NULL;
+	atomic_set(ptshare_gib_links_of(new), 0);
+	virt_to_ptdesc(new)->pt_share_pages = 0;
+	ptl = pud_lock(mm, pud);
+	if (pud_none(*pud)) {
+		mm_inc_nr_pmds(mm);
+		/* As in __pmd_alloc(): contents before the entry. */
+		smp_wmb();
+		pud_populate(mm, pud, new);
+		new = NULL;
+	}
+	spin_unlock(ptl);
+	if (new)
+		pmd_free(mm, new);
+	return pmd_offset(pud, addr);
+}
 
 /**
  * ptshare_host_table() - a table of the host, made if need be
@@ -175,7 +207,7 @@ pmd_t *ptshare_alloc_pmd(struct mm_struct *mm, unsigned long addr)
 pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr)
 {
 	struct mm_struct *mm = ps->mm;
-	pmd_t *pmd = ptshare_alloc_pmd(mm, addr);
+	pmd_t *pmd = host_pmd(mm, addr);
 	pgtable_t table, new;
 
 	if (!pmd || !pmd_none(pmdp_get_lockless(pmd)))
@@ -198,10 +230,15 @@ pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr)
 
 static void uncount_table(struct ptshare *ps, pmd_t *pmd)
 {
+	struct ptdesc *gib = virt_to_ptdesc(pmd);
 	pgtable_t table = pmd_pgtable(*pmd);
+	unsigned int pages = page_ptdesc(table)->pt_share_pages;
 
 	VM_WARN_ON_ONCE(ptshare_rule(UNLINK) &&
-			atomic_read(ptshare_links_of(table)));
+			(atomic_read(ptshare_links_of(table)) ||
+			 atomic_read(ptshare_gib_links_of(pmd))));
+	WRITE_ONCE(gib->pt_share_pages,
+		   gib->pt_share_pages - min(pages, gib->pt_share_pages));
 	atomic_long_dec(&ps->nr_tables);
 	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, -1);
 }

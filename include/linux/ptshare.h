@@ -249,9 +249,7 @@ struct vm_area_struct *ptshare_next_guest(struct vm_area_struct *guest,
 vm_fault_t ptshare_falloc_wait(struct vm_fault *vmf);
 struct vfsmount *ptshare_kernel_mount(void);
 
-/* mm/ptshare_table.c */
-vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
-			 unsigned int flags, ptshare_fault_fn *fault);
+/* mm/ptshare_link.c */
 void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 		    unsigned long end);
 bool __ptshare_change_protection(struct vm_area_struct *vma,
@@ -259,6 +257,10 @@ bool __ptshare_change_protection(struct vm_area_struct *vma,
 				 bool numa);
 void __ptshare_change_lock(struct vm_area_struct *vma, unsigned long start,
 			   unsigned long end);
+
+/* mm/ptshare_table.c */
+vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
+			 unsigned int flags, ptshare_fault_fn *fault);
 bool __ptshare_no_retract(void);
 bool __ptshare_no_collapse(void);
 
@@ -272,7 +274,8 @@ int __ptshare_notifies(struct mm_struct *mm);
 
 /* mm/ptshare_account.c */
 unsigned long __ptshare_mm_pages(struct mm_struct *mm);
-unsigned int __ptshare_links(pmd_t *pmd);
+unsigned int __ptshare_links(const struct vm_area_struct *vma,
+			     unsigned long addr);
 bool __ptshare_shared(struct vm_area_struct *vma, unsigned long addr);
 bool __ptshare_private(void);
 pte_t __ptshare_shown_pte(pte_t pte);
@@ -660,16 +663,15 @@ static inline struct mm_struct *ptshare_charge_mm(struct vm_area_struct *vma)
 /**
  * ptshare_links() - how many share a page table
  * @vma: A VMA.
- * @pmd: An entry of its that points to a page table.
- * @addr: An address in the range of the table.
+ * @addr: An address for which it has a page table.
  *
- * Context: The page table lock, or anything that keeps the table.
+ * Context: mmap lock or VMA lock of @vma.
  * Return: The number of links to the table, 1 if it is the VMA's own.
  */
 static inline unsigned int ptshare_links(const struct vm_area_struct *vma,
-					 pmd_t *pmd, unsigned long addr)
+					 unsigned long addr)
 {
-	return ptshare_shares(vma, addr) ? __ptshare_links(pmd) : 1;
+	return ptshare_shares(vma, addr) ? __ptshare_links(vma, addr) : 1;
 }
 
 /**
@@ -960,7 +962,7 @@ static inline struct mm_struct *ptshare_charge_mm(struct vm_area_struct *vma)
 }
 
 static inline unsigned int ptshare_links(const struct vm_area_struct *vma,
-					 pmd_t *pmd, unsigned long addr)
+					 unsigned long addr)
 {
 	return 1;
 }
