@@ -155,7 +155,6 @@ int __ptshare_mmap(struct vm_area_struct *vma,
 		   const struct vm_operations_struct **ops, void **data)
 {
 	struct ptshare_vma *pv;
-	int err;
 
 	if (!(vma->vm_flags & VM_MAYSHARE) || !ptshare_wanted(vma->vm_file))
 		return 0;
@@ -169,15 +168,13 @@ int __ptshare_mmap(struct vm_area_struct *vma,
 	pv->shares = ptshare_may_share(vma->vm_flags);
 	vma->vm_private_data = *data = pv;
 	vma->vm_ops = *ops = &ptshare_guest_vm_ops[0];
-	if (!mm_has_notifiers(vma->vm_mm) || !ptshare_rule(NOTIFIER))
-		return 0;
-	err = ptshare_forward(vma);
-	if (err) {
-		vma->vm_ops = *ops = pv->vm_ops;
-		vma->vm_private_data = *data = NULL;
-		kmem_cache_free(ptshare_vma_cache, pv);
+	/* A signal is no reason for mmap() to fail, nor is memory for the notifier. */
+	if (mm_has_notifiers(vma->vm_mm) && ptshare_rule(NOTIFIER) &&
+	    ptshare_forward(vma)) {
+		pv->never = true;
+		pv->shares = false;
 	}
-	return err;
+	return 0;
 }
 
 const struct vm_operations_struct *
@@ -489,6 +486,7 @@ static void set_shares(struct vm_area_struct *vma, bool shares)
 	if (!shares)
 		put_blocks(vma);
 	i_mmap_unlock_write(mapping);
+	ptshare_dropped(vma, start, end);
 	if (start != end)
 		count_vm_event(shares ? PTSHARE_SHARE : PTSHARE_UNSHARE);
 }
@@ -562,8 +560,10 @@ void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
 		return;
 	vma_start_write(vma);
 	ptshare_unlink_notify(vma, addr, addr + 1);
-	if (cuts_block)
-		count_vm_event(PTSHARE_UNSHARE);
+	if (!cuts_block)
+		return;
+	ptshare_cut(vma, addr, addr + 1);
+	count_vm_event(PTSHARE_UNSHARE);
 }
 
 /*
@@ -577,9 +577,12 @@ static bool hand_over(struct vm_area_struct *from, struct vm_area_struct *to,
 
 	if (ptshare_vma(from)->shares == shares)
 		return true;
-	if (shares)
+	if (shares) {
+		ptshare_dropped(from, start, end);
 		return ptshare_drop_entries(from, start, end);
+	}
 	ptshare_unlink_notify(from, start, end);
+	ptshare_cut(from, start, end);
 	return true;
 }
 
@@ -599,8 +602,10 @@ static bool join_block(struct vm_area_struct **vmas, unsigned long block)
 			continue;
 		first = max(block, vmas[i]->vm_start);
 		last = min(end, vmas[i]->vm_end);
-		if (first < last)
-			empty &= ptshare_drop_entries(vmas[i], first, last);
+		if (first >= last)
+			continue;
+		empty &= ptshare_drop_entries(vmas[i], first, last);
+		ptshare_dropped(vmas[i], first, last);
 	}
 	if (empty)
 		count_vm_event(PTSHARE_SHARE);
@@ -688,10 +693,14 @@ static bool may_have_guards(struct vm_area_struct **vmas, unsigned long flags)
 static void merge_ordinary(struct vm_area_struct **vmas,
 			   struct vm_area_struct *to)
 {
-	for (int i = 0; i < MERGED; i++)
-		if (vmas[i])
-			ptshare_unlink_notify(vmas[i], vmas[i]->vm_start,
-					      vmas[i]->vm_end);
+	for (int i = 0; i < MERGED; i++) {
+		struct vm_area_struct *vma = vmas[i];
+
+		if (!vma)
+			continue;
+		ptshare_unlink_notify(vma, vma->vm_start, vma->vm_end);
+		ptshare_cut(vma, vma->vm_start, vma->vm_end);
+	}
 	ptshare_vma(to)->shares = false;
 	ptshare_vma(to)->never = true;
 }
@@ -742,6 +751,7 @@ bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
 	if (!ptshare_vma(vma)->shares && !ptshare_vma(new_vma)->shares)
 		return false;
 	memfd_zap_range(vma, addr, len, NULL);
+	ptshare_dropped(new_vma, new_vma->vm_start, new_vma->vm_end);
 	if (ptshare_guest(vma) != ptshare_guest(new_vma))
 		count_vm_event(ptshare_guest(vma) ? PTSHARE_UNSHARE :
 						    PTSHARE_SHARE);

@@ -168,6 +168,8 @@ int ptshare_make_host(struct ptshare *ps, const struct vm_area_struct *guest);
 void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest);
 void ptshare_guest_left(struct vm_area_struct *guest, pgoff_t first,
 			pgoff_t last);
+void ptshare_release_class(struct vm_area_struct *vma, enum ptshare_class class,
+			   unsigned long start, unsigned long end);
 void ptshare_class_left(struct vm_area_struct *vma, enum ptshare_class class,
 			unsigned long start, unsigned long end);
 pmd_t *ptshare_find_pmd(struct mm_struct *mm, unsigned long addr);
@@ -177,6 +179,12 @@ pud_t *ptshare_next_pud(struct mm_struct *mm, unsigned long *addr,
 			unsigned long end);
 pud_t *ptshare_alloc_pud(struct mm_struct *mm, unsigned long addr);
 pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr);
+
+/* mm/ptshare_lock.c */
+void ptshare_dropped(const struct vm_area_struct *vma, unsigned long start,
+		     unsigned long end);
+void ptshare_cut(struct vm_area_struct *vma, unsigned long start,
+		 unsigned long end);
 
 /* mm/ptshare_mount.c */
 bool ptshare_kernel_shares(void);

@@ -60,8 +60,12 @@
 
 DEFINE_STATIC_KEY_FALSE(ptshare_used);
 
-/* An ending process frees tables of the host with its own mmap lock held. */
+/*
+ * An ending process frees tables of the host with its own mmap lock held, and a fault
+ * makes VMAs of the host with a VMA locked. Nobody locks those for reading.
+ */
 static struct lock_class_key host_mmap_lock_key;
+static struct lock_class_key host_vma_lock_key;
 
 #define TABLE_PAGES	(PMD_SIZE >> PAGE_SHIFT)
 
@@ -488,6 +492,42 @@ void ptshare_guest_left(struct vm_area_struct *guest, pgoff_t first,
 		release_later(ps, guest->vm_file, class, first, last);
 }
 
+/* The tables that a range of a guest has as a whole; false if there are none. */
+static bool whole_tables(const struct vm_area_struct *vma, unsigned long start,
+			 unsigned long end, pgoff_t *first, pgoff_t *last)
+{
+	pgoff_t behind = ALIGN_DOWN(ptshare_offset(vma, end), PMD_SIZE) >> PAGE_SHIFT;
+
+	*first = ALIGN(ptshare_offset(vma, start), PMD_SIZE) >> PAGE_SHIFT;
+	*last = behind - 1;
+	return *first < behind;
+}
+
+/**
+ * ptshare_release_class() - a guest is about to leave tables of a class
+ * @vma: The guest.
+ * @class: The class.
+ * @start: First address.
+ * @end: End.
+ *
+ * Before the task returns to user mode they lose their entries if there is nobody
+ * else.
+ *
+ * Context: May sleep. mmap lock for writing.
+ */
+void ptshare_release_class(struct vm_area_struct *vma, enum ptshare_class class,
+			   unsigned long start, unsigned long end)
+{
+	struct ptshare *ps = ptshare_of(vma);
+	pgoff_t first, last;
+
+	if (!whole_tables(vma, start, end, &first, &last))
+		return;
+	i_mmap_lock_write(ps->mapping);
+	release_later(ps, vma->vm_file, BIT(class), first, last);
+	i_mmap_unlock_write(ps->mapping);
+}
+
 /**
  * ptshare_class_left() - a guest links to tables of another class from now on
  * @vma: The guest, unlinked and with new flags.
@@ -501,23 +541,16 @@ void ptshare_class_left(struct vm_area_struct *vma, enum ptshare_class class,
 			unsigned long start, unsigned long end)
 {
 	struct ptshare *ps = ptshare_of(vma);
-	unsigned int classes = BIT(class);
-	pgoff_t first = ALIGN(ptshare_offset(vma, start), PMD_SIZE) >> PAGE_SHIFT;
-	pgoff_t behind = ALIGN_DOWN(ptshare_offset(vma, end), PMD_SIZE) >> PAGE_SHIFT;
-	pgoff_t last = behind - 1;
+	pgoff_t first, last;
 	bool unused;
 
-	/* No table as a whole. */
-	if (first >= behind)
+	if (!whole_tables(vma, start, end, &first, &last))
 		return;
 	i_mmap_lock_read(ps->mapping);
-	unused = has_unused(ps, classes, first, last);
+	unused = has_unused(ps, BIT(class), first, last);
 	i_mmap_unlock_read(ps->mapping);
-	if (!unused)
-		return;
-	i_mmap_lock_write(ps->mapping);
-	release_later(ps, vma->vm_file, classes, first, last);
-	i_mmap_unlock_write(ps->mapping);
+	if (unused)
+		ptshare_release_class(vma, class, start, end);
 }
 
 static void release_exiting(struct vm_area_struct *guest)
@@ -578,6 +611,7 @@ static int host_add_vma(struct ptshare *ps, struct mm_struct *mm,
 
 	if (!vma)
 		return -ENOMEM;
+	memfd_vma_lock_class(vma, &host_vma_lock_key);
 	if (class % PTSHARE_LOCKED == PTSHARE_RW)
 		flags |= VM_WRITE;
 	if (class >= PTSHARE_LOCKED)

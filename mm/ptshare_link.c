@@ -395,8 +395,10 @@ static void change_class(struct vm_area_struct *vma, enum ptshare_class old,
 	ptshare_unlink_notify(vma, start, end);
 	start = max(ALIGN_DOWN(start, PMD_SIZE), pv->start);
 	end = min(ALIGN(end, PMD_SIZE), pv->end);
-	if (start < end)
-		ptshare_class_left(vma, old, start, end);
+	if (start >= end)
+		return;
+	ptshare_class_left(vma, old, start, end);
+	ptshare_dropped(vma, start, end);
 }
 
 bool __ptshare_change_protection(struct vm_area_struct *vma,

@@ -108,11 +108,14 @@ static void forward_end(struct mmu_notifier *mn,
 {
 	struct notified to = notified_begin(mn, range->start, range->end);
 
+	/* Lockdep is told of each that is within a notifier, and does not nest. */
+	lock_map_release(&__mmu_notifier_invalidate_range_start_map);
 	while (notified_next(&to)) {
 		struct mmu_notifier_range guest = guest_range(&to, range);
 
 		__mmu_notifier_invalidate_range_end(&guest);
 	}
+	lock_map_acquire(&__mmu_notifier_invalidate_range_start_map);
 }
 
 static memfd_young_t forward_clear_flush_young(struct mmu_notifier *mn,

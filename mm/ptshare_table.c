@@ -152,7 +152,9 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 
 	linked = ptshare_is_linked(&place, host_pmd);
 	allowed = host_allows(ps->mm, host_pmd, host_addr, flags);
-	if (!allowed && !(host_vma->vm_flags & VM_WRITE)) {
+	/* MLOCK_ONFAULT does not mean a whole block. */
+	if (!allowed && !(host_vma->vm_flags & VM_WRITE) &&
+	    !(vma->vm_flags & VM_LOCKONFAULT)) {
 		before = ptshare_group_pages(host_pmd, host_addr);
 		map_what_writers_have(ps, host_vma, host_pmd, host_addr);
 		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, before,

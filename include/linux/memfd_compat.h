@@ -54,6 +54,9 @@ do {									\
 #define memfd_kernel_cred()		kernel_cred()
 #define memfd_file_ref_init(file)	file_ref_init(&(file)->f_ref, 1)
 #define memfd_file_path(file)		(&(file)->__f_path)
+/* With <linux/mmap_lock.h> */
+#define memfd_vma_lock_class(vma, key) \
+	lockdep_init_map(&(vma)->vmlock_dep_map, #key, key, 0)
 
 /*
  * With <asm/tlbflush.h>. What has a global ASID may be in the TLB of a processor that
@@ -104,6 +107,8 @@ do {							\
 #define memfd_kernel_cred()		(&init_cred)
 #define memfd_file_ref_init(file)	atomic_long_set(&(file)->f_count, 1)
 #define memfd_file_path(file)		(&(file)->f_path)
+#define memfd_vma_lock_class(vma, key) \
+	lockdep_set_class(&(vma)->vm_lock->lock, key)
 
 #define memfd_mm_in_tlbs(mm)		(!cpumask_empty(mm_cpumask(mm)))
 #define memfd_tlbbatch_unmapped(batch)	do { } while (0)

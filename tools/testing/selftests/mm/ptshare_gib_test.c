@@ -170,7 +170,8 @@ TEST_F(gibs, cost_of_a_reader)
 	long long before = table_kb(self->peer.pid);
 	struct ptshare_counts counts = ptshare_counts();
 
-	EXPECT_EQ(NR_GIBS, peer_call(&self->peer, peer_faults));
+	/* And one, maybe, that the peer has of its own */
+	EXPECT_GE(NR_GIBS + 1, peer_call(&self->peer, peer_faults));
 	EXPECT_EQ(NR_GIBS, ptshare_counts().link - counts.link);
 	EXPECT_GE(TABLES_KB, table_kb(self->peer.pid) - before);
 	EXPECT_ALL_RIGHT(self);
@@ -297,7 +298,7 @@ TEST_F(part, unmapped)
 	EXPECT_EQ(0, munmap(part, variant->len));
 	EXPECT_EQ(SIGSEGV, try_load(part));
 	EXPECT_EQ(SIGSEGV, try_load(part + variant->len - 1));
-	EXPECT_EQ(0, try_load(part - 1));
+	EXPECT_EQ(0, wrong(self->map, 0, variant->offset / TABLE_SIZE, SEED));
 	EXPECT_EQ(0, peer_call(&self->peer, peer_check_all));
 	EXPECT_EQ(part, map_at(part, self->fd, variant->offset, variant->len,
 			       PROT_RW));
@@ -319,6 +320,21 @@ TEST_F(part, anonymous)
 	EXPECT_WHOLE_AGAIN(self, kb);
 }
 
+/* What a part has that is mapped at another address */
+static size_t moved_wrong(const char *there, size_t offset, size_t len)
+{
+	size_t bad = 0;
+
+	for (size_t i = 0; i < TABLES; i++) {
+		size_t at = page_of(i) * page_size();
+
+		if (at >= offset && at < offset + len)
+			bad += load64(there + at - offset) !=
+			       page_mark(SEED, page_of(i));
+	}
+	return bad;
+}
+
 TEST_F(part, moved)
 {
 	long long kb = table_kb(getpid());
@@ -331,7 +347,7 @@ TEST_F(part, moved)
 		ASSERT_EQ(there, mremap(part, variant->len, variant->len,
 					MREMAP_MAYMOVE | MREMAP_FIXED, there));
 		EXPECT_EQ(SIGSEGV, try_load(part));
-		EXPECT_EQ(0, try_load(there));
+		EXPECT_EQ(0, moved_wrong(there, variant->offset, variant->len));
 		EXPECT_EQ(0, peer_call(&self->peer, peer_check_all));
 		ASSERT_EQ(part, mremap(there, variant->len, variant->len,
 				       MREMAP_MAYMOVE | MREMAP_FIXED, part));

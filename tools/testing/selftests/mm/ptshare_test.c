@@ -1676,6 +1676,89 @@ TEST_F(pair, mlock_aligned_part)
 	EXPECT_PEER_UNAFFECTED(&self->peer);
 }
 
+/* Whatever becomes of the mapping, its pages stay where they are without an access */
+TEST_F(pair, mlock_lasts)
+{
+	char *there = reserve(FILE_SIZE + TABLE_SIZE) + 4096;
+	long long locked = meminfo_kb("Mlocked") + (FILE_SIZE >> 10);
+
+	ASSERT_EQ(0, mlock(self->map, FILE_SIZE));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_READ));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_EQ(0, mprotect(self->map + TABLE_SIZE, TABLE_SIZE, PROT_RW));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_RW));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_EQ(0, madvise(self->map, FILE_SIZE, MADV_HUGEPAGE));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_EQ(0, madvise(self->map, FILE_SIZE, MADV_NOHUGEPAGE));
+	EXPECT_TRUE(locked_is(locked));
+	for (size_t at = 4096; at < FILE_SIZE; at += TABLE_SIZE)
+		EXPECT_EQ(0, munlock(self->map + at, 4096));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_EQ(0, mlock(self->map, FILE_SIZE));
+	EXPECT_TRUE(locked_is(locked));
+	ASSERT_EQ(there, mremap(self->map, FILE_SIZE, FILE_SIZE,
+				MREMAP_MAYMOVE | MREMAP_FIXED, there));
+	EXPECT_TRUE(locked_is(locked));
+	ASSERT_EQ(self->map, mremap(there, FILE_SIZE, FILE_SIZE,
+				    MREMAP_MAYMOVE | MREMAP_FIXED, self->map));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_EQ(0, munlock(self->map, FILE_SIZE));
+	EXPECT_TRUE(locked_is(locked - (FILE_SIZE >> 10)));
+	munmap(there - 4096, FILE_SIZE + TABLE_SIZE);
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+}
+
+TEST_F(pair, mlock_in_pieces)
+{
+	long long locked = meminfo_kb("Mlocked");
+	size_t half = TABLE_SIZE / 2;
+
+	for (size_t at = 0; at < FILE_SIZE; at += half)
+		EXPECT_EQ(0, mlock(self->map + at, half));
+	EXPECT_TRUE(locked_is(locked + (FILE_SIZE >> 10)));
+	EXPECT_RIGHT_SHARED(self);
+	for (size_t at = 0; at < FILE_SIZE; at += half)
+		EXPECT_EQ(0, munlock(self->map + at, half));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+}
+
+/* Nothing stays locked for nobody, though others map the same blocks */
+TEST_F(pair, mlock_is_given_back)
+{
+	long long locked = meminfo_kb("Mlocked");
+	size_t half = TABLE_SIZE / 2;
+
+	ASSERT_EQ(0, peer_call(&self->peer, peer_check));
+	ASSERT_EQ(0, mlock(self->map, FILE_SIZE));
+	for (size_t at = 0; at < FILE_SIZE; at += TABLE_SIZE) {
+		EXPECT_EQ(0, munlock(self->map + at, half));
+		EXPECT_EQ(0, munmap(self->map + at, half));
+		EXPECT_EQ(0, munlock(self->map + at + half, half));
+	}
+	EXPECT_TRUE(locked_is(locked));
+	ASSERT_EQ(self->map, map_at(self->map, self->fd, 0, FILE_SIZE, PROT_RW));
+	EXPECT_RIGHT_SHARED(self);
+
+	/* Nor by way of pieces that are none of a guest */
+	ASSERT_EQ(0, mlock(self->map, FILE_SIZE));
+	for (size_t at = 0; at < FILE_SIZE; at += TABLE_SIZE) {
+		EXPECT_EQ(0, mprotect(self->map + at, 4096, PROT_READ));
+		EXPECT_EQ(0, mprotect(self->map + at + TABLE_SIZE - 4096, 4096,
+				      PROT_READ));
+	}
+	EXPECT_EQ(0, munlock(self->map, FILE_SIZE));
+	EXPECT_EQ(0, mprotect(self->map, FILE_SIZE, PROT_RW));
+	EXPECT_TRUE(locked_is(locked));
+	EXPECT_RIGHT_SHARED(self);
+	EXPECT_PEER_UNAFFECTED(&self->peer);
+}
+
 /* The limit is that of the process, whatever others have locked */
 TEST_F(pair, mlock_limit)
 {
