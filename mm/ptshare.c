@@ -649,7 +649,10 @@ static void join_gib(struct vm_area_struct **vmas, struct vm_area_struct *to,
 		     unsigned long gib)
 {
 	struct address_space *mapping = to->vm_file->f_mapping;
+	unsigned long addr = gib;
 
+	if (!ptshare_next_pud(to->vm_mm, &addr, gib + 1))
+		return;
 	for (int i = 0; i < MERGED; i++)
 		if (vmas[i])
 			ptshare_unlink_notify(vmas[i], gib, gib + PUD_SIZE);
