@@ -22,6 +22,9 @@
  * memfd_walk_protect(). The default of a page-table entry stays writable, as for
  * any memfd, so an unprotected page costs nothing but this look.
  *
+ * In shared page tables of a file an entry is writable only if the PMD entry that leads
+ * to it has the write bit as well: U in mm/ptshare_protect.c.
+ *
  * Invariant C. A system call that changes contents looks at the modes under
  * inode_lock(), and memfd_protect() stores them under it.
  *

@@ -32,6 +32,10 @@
  * before he flushes: then it is the lock of the PMD table that orders the two.
  *
  * Files with protection are never mapped with huge entries (do_set_pmd()).
+ *
+ * A page table that processes share may lose write access as a whole, and gets it back
+ * when memfd_protect_entries() has taken it from what is protected (invariant U in
+ * mm/ptshare_protect.c).
  */
 
 #include <linux/fs.h>
@@ -118,7 +122,9 @@ static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 			walk_no_table(walk, pmd);
 			continue;
 		}
-		walk_table(walk, pmd, addr, next);
+		if (!ptshare_protect_table(walk->vma, pmd, addr, next,
+					   &walk->tlb))
+			walk_table(walk, pmd, addr, next);
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		cond_resched();
@@ -310,4 +316,28 @@ int memfd_walk_protect(struct address_space *mapping,
 	}
 	i_mmap_unlock_read(mapping);
 	return err;
+}
+
+void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
+			   pte_t *pte)
+{
+	struct memfd_protect *mp = memfd_protect_of_vma(vma);
+	pgoff_t index = linear_page_index(vma, addr);
+	pgoff_t end = index + PTRS_PER_PTE, last;
+
+	rcu_read_lock();
+	while (index < end) {
+		bool free = memfd_ranges_get_run(&mp->modes, index, &last) ==
+			    MEMFD_MODE_NONE;
+
+		for (last = min(last, end - 1); index <= last; index++) {
+			pte_t entry = ptep_get(pte);
+
+			if (!free && pte_present(entry) && pte_write(entry))
+				ptep_set_wrprotect(vma->vm_mm, addr, pte);
+			addr += PAGE_SIZE;
+			pte++;
+		}
+	}
+	rcu_read_unlock();
 }

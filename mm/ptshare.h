@@ -195,6 +195,12 @@ void ptshare_end_forward(struct ptshare *ps);
 void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
 			   unsigned long end);
 
+/* mm/ptshare_protect.c */
+void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
+		       unsigned long addr);
+void ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
+			unsigned long addr);
+
 /* mm/ptshare_tlb.c */
 void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,
 			pgoff_t *last);

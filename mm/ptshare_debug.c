@@ -46,6 +46,11 @@ static const char * const rule_names[PTSHARE_RULE_NR] = {
 	[PTSHARE_RULE_RELEASE] = "release",
 	[PTSHARE_RULE_PRIVACY] = "privacy",
 	[PTSHARE_RULE_GUARDS] = "guards",
+	[PTSHARE_RULE_ALONE] = "alone",
+	[PTSHARE_RULE_JOIN] = "join",
+	[PTSHARE_RULE_PUSH_DOWN] = "push_down",
+	[PTSHARE_RULE_GUP] = "gup",
+	[PTSHARE_RULE_GUP_FAST] = "gup_fast",
 };
 
 static const char * const delay_names[PTSHARE_DELAY_NR] = {

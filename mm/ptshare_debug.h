@@ -35,6 +35,11 @@
  * @PTSHARE_RULE_RELEASE: Who leaves last frees tables, and nobody else.
  * @PTSHARE_RULE_PRIVACY: Nobody learns from shared entries what others do.
  * @PTSHARE_RULE_GUARDS: Who gets guard regions while it begins to share does not.
+ * @PTSHARE_RULE_ALONE: Only tables without links of PMD entries are protected as a whole.
+ * @PTSHARE_RULE_JOIN: Who links by a PMD entry pushes that down before.
+ * @PTSHARE_RULE_PUSH_DOWN: ... to all entries of protected pages.
+ * @PTSHARE_RULE_GUP: GUP looks whether a table is protected as a whole.
+ * @PTSHARE_RULE_GUP_FAST: ... without locks as well.
  * @PTSHARE_RULE_NR: Their number.
  */
 enum ptshare_debug_rule {
@@ -59,6 +64,11 @@ enum ptshare_debug_rule {
 	PTSHARE_RULE_RELEASE,
 	PTSHARE_RULE_PRIVACY,
 	PTSHARE_RULE_GUARDS,
+	PTSHARE_RULE_ALONE,
+	PTSHARE_RULE_JOIN,
+	PTSHARE_RULE_PUSH_DOWN,
+	PTSHARE_RULE_GUP,
+	PTSHARE_RULE_GUP_FAST,
 	PTSHARE_RULE_NR,
 };
 

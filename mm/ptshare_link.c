@@ -172,24 +172,31 @@ static void drop_table(struct mm_struct *mm, pmd_t *pmd, unsigned long addr)
 }
 
 /* Points one PMD entry of a guest to the host's table, if it has one. */
-static bool link_table(struct mm_struct *mm, unsigned long addr, pmd_t *pmd,
-		       pmd_t *host_pmd)
+static bool link_table(struct vm_area_struct *vma, unsigned long addr, pmd_t *pmd,
+		       struct vm_area_struct *host_vma)
 {
-	pmd_t table = pmdp_get_lockless(host_pmd);
+	unsigned long host_addr = host_vma->vm_start + ptshare_offset(vma, addr);
+	pmd_t *host_pmd = ptshare_find_pmd(host_vma->vm_mm, host_addr);
+	struct mm_struct *mm = vma->vm_mm;
 	bool linked = false;
+	pgtable_t table;
 	spinlock_t *ptl; /* of the guest's PMD table */
 
-	if (pmd_none(table) || same_table(pmdp_get_lockless(pmd), table))
+	if (!host_pmd || pmd_none(pmdp_get_lockless(host_pmd)) ||
+	    same_table(pmdp_get_lockless(pmd), pmdp_get_lockless(host_pmd)))
 		return false;
+	table = pmd_pgtable(*host_pmd);
+	ptshare_count_link(host_vma, host_pmd, host_addr);
 	ptl = pmd_lock(mm, pmd);
-	if (!same_table(*pmd, table) && !WARN_ON_ONCE(pmd_leaf(*pmd))) {
+	if (!same_table(*pmd, *host_pmd) && !WARN_ON_ONCE(pmd_leaf(*pmd))) {
 		if (!pmd_none(*pmd))
 			drop_table(mm, pmd, addr);
-		atomic_inc(ptshare_links_of(pmd_pgtable(table)));
-		pmd_populate(mm, pmd, pmd_pgtable(table));
+		pmd_populate(mm, pmd, table);
 		linked = true;
 	}
 	spin_unlock(ptl);
+	if (!linked)
+		atomic_dec(ptshare_links_of(table));
 	return linked;
 }
 
@@ -226,13 +233,9 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
 		addr = first;
 	}
 	for (; addr < end; addr += PMD_SIZE, pmd++) {
-		pmd_t *host_pmd = ptshare_find_pmd(host_vma->vm_mm,
-						   host_vma->vm_start +
-						   ptshare_offset(vma, addr));
-
-		if (!host_pmd || !link_table(vma->vm_mm, addr, pmd, host_pmd))
+		if (!link_table(vma, addr, pmd, host_vma))
 			continue;
-		pages += page_ptdesc(pmd_pgtable(*host_pmd))->pt_share_pages;
+		pages += page_ptdesc(pmd_pgtable(*pmd))->pt_share_pages;
 		nr++;
 	}
 	ptshare_count_links(vma->vm_mm, ptshare_of(vma), nr, nr, pages);

@@ -21,17 +21,25 @@
  * @work: By the task that has dropped it.
  * @start: First address.
  * @len: Bytes.
+ * @last: All that the task had to do before is done.
  */
 struct populate {
 	struct callback_head work;
 	unsigned long start;
 	unsigned long len;
+	bool last;
 };
 
 static void populate_work(struct callback_head *work)
 {
 	struct populate *populate = container_of(work, struct populate, work);
 
+	/* Tables that the task is to free go before it waits for memory. */
+	if (!populate->last) {
+		populate->last = true;
+		if (!task_work_add(current, work, TWA_RESUME))
+			return;
+	}
 	if (current->mm)
 		mm_populate(populate->start, populate->len);
 	kfree(populate);
@@ -59,6 +67,7 @@ void ptshare_dropped(const struct vm_area_struct *vma, unsigned long start,
 		return;
 	populate->start = start;
 	populate->len = end - start;
+	populate->last = false;
 	init_task_work(&populate->work, populate_work);
 	if (task_work_add(current, &populate->work, TWA_RESUME))
 		kfree(populate);

@@ -49,8 +49,11 @@ static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 		return false;
 	entry = ptep_get_lockless(pte);
 	pte_unmap(pte);
-	return pte_present(entry) &&
-	       (!(flags & FAULT_FLAG_WRITE) || pte_write(entry));
+	if (!pte_present(entry))
+		return false;
+	/* Both levels have a say (U). */
+	return !(flags & FAULT_FLAG_WRITE) ||
+	       (pte_write(entry) && pmd_write(pmdp_get_lockless(pmd)));
 }
 
 /* Whether some table for writers has a page of the file. */
@@ -166,6 +169,8 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 		if (ret)
 			return ret;
 		ptshare_delay(ASK);
+		if (flags & FAULT_FLAG_WRITE)
+			ptshare_push_down(host_vma, host_pmd, host_addr);
 		before = ptshare_group_pages(host_pmd, host_addr);
 		ret = host_fault(host_vma, host_addr, flags, fault);
 		if (ret & VM_FAULT_ERROR)

@@ -56,6 +56,19 @@ bool __memfd_protect_no_batch(void);
 bool __memfd_protect_no_userfault(void);
 bool __memfd_protect_no_fill(void);
 
+/* mm/memfd_walk.c */
+
+/**
+ * memfd_protect_entries() - take write access away from protected pages of a table
+ * @vma: A VMA of a memfd with MFD_ALLOW_PROTECT.
+ * @addr: First address that the table maps.
+ * @pte: Its entries.
+ *
+ * Context: The table's lock. No TLB has anything of it that can be written through.
+ */
+void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
+			   pte_t *pte);
+
 /**
  * memfd_protect_no_pmd() - whether a VMA must not have huge entries
  * @vma: The VMA.
@@ -471,6 +484,9 @@ static inline void memfd_protect_pinned(struct folio *folio, unsigned int flags)
 }
 
 #else /* !CONFIG_MEMFD_PROTECT */
+
+static inline void memfd_protect_entries(struct vm_area_struct *vma,
+					 unsigned long addr, pte_t *pte) { }
 
 static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 {

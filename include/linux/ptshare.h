@@ -18,6 +18,7 @@
 #include <asm/cpufeature.h>
 #endif
 
+struct mmu_gather;
 struct seq_file;
 
 /**
@@ -263,6 +264,12 @@ vm_fault_t ptshare_fault(struct vm_area_struct *vma, unsigned long address,
 			 unsigned int flags, ptshare_fault_fn *fault);
 bool __ptshare_no_retract(void);
 bool __ptshare_no_collapse(void);
+
+/* mm/ptshare_protect.c */
+bool __ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
+			     unsigned long addr, unsigned long end,
+			     struct mmu_gather *tlb);
+bool __ptshare_denies(bool fast);
 
 /* mm/ptshare_mount.c */
 bool ptshare_param_valid(unsigned int value);
@@ -661,6 +668,40 @@ static inline struct mm_struct *ptshare_charge_mm(struct vm_area_struct *vma)
 }
 
 /**
+ * ptshare_protect_table() - take write access to all pages of a table away at once
+ * @vma: A VMA.
+ * @pmd: Its PMD entry, with a table behind it.
+ * @addr: First address of what is to be protected.
+ * @end: End. In the same table.
+ * @tlb: Where to add what is to be flushed.
+ *
+ * Context: i_mmap_rwsem of the file. What is protected has been stored.
+ * Return: False if the entries are to be changed instead.
+ */
+static inline bool ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
+					 unsigned long addr, unsigned long end,
+					 struct mmu_gather *tlb)
+{
+	return ptshare_host(vma) &&
+	       __ptshare_protect_table(vma, pmd, addr, end, tlb);
+}
+
+/**
+ * ptshare_denies() - whether a page table is write-protected as a whole
+ * @table: Its PMD entry.
+ * @flags: FOLL_*.
+ * @fast: Interrupts are disabled, in place of locks.
+ *
+ * Context: The table's lock, or as GUP-fast, who looks once more in the end.
+ * Return: True if FOLL_WRITE must not go by the entries in it.
+ */
+static inline bool ptshare_denies(pmd_t table, unsigned int flags, bool fast)
+{
+	return static_branch_unlikely(&ptshare_used) && (flags & FOLL_WRITE) &&
+	       !pmd_write(table) && __ptshare_denies(fast);
+}
+
+/**
  * ptshare_links() - how many share a page table
  * @vma: A VMA.
  * @addr: An address for which it has a page table.
@@ -947,6 +988,18 @@ static inline bool ptshare_no_collapse(const struct vm_area_struct *vma)
 }
 
 static inline bool ptshare_all_cgroups(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
+static inline bool ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
+					 unsigned long addr, unsigned long end,
+					 struct mmu_gather *tlb)
+{
+	return false;
+}
+
+static inline bool ptshare_denies(pmd_t table, unsigned int flags, bool fast)
 {
 	return false;
 }

@@ -18,6 +18,7 @@
 #include "ptshare_common.h"
 
 #include <sys/time.h>
+#include <sys/uio.h>
 
 #include "kselftest.h"
 
@@ -1439,6 +1440,115 @@ static void scenario_guards(struct scene *s)
 
 #define RULE(name)	DEBUG_DIR "/disable/" name
 
+/*
+ * alone, join, push_down, gup, gup_fast: memfd_protect() of a table as a whole. All of
+ * the file is denied; its page has an entry that could be written.
+ */
+static char *stage_denied(struct scene *s)
+{
+	char *map;
+
+	if (!have_protect()) {
+		skip(s, "no CONFIG_MEMFD_PROTECT");
+		return NULL;
+	}
+	if (!stage(s, 512, MFD_ALLOW_PROTECT))
+		return NULL;
+	map = stage_map(s);
+	if (!map)
+		return NULL;
+	store64(map + THE_OFFSET, SEED);
+	if (protect_pages(s->fd, 0, 0, MEMFD_PROTECT_DENY)) {
+		skip(s, "no protection");
+		return NULL;
+	}
+	return map;
+}
+
+/* At an address at which no GiB can be linked as a whole */
+static char *map_aslant(struct scene *s)
+{
+	char *area = reserve(s->len + TABLE_SIZE);
+
+	if (!((uintptr_t)area % (512 * TABLE_SIZE)))
+		area += TABLE_SIZE;
+	return map_at(area, s->fd, 0, s->len, PROT_RW);
+}
+
+static void expect_denied(struct scene *s, char *page)
+{
+	s->tries++;
+	s->violations += try_store(page, 1) != SIGBUS;
+}
+
+static void scenario_alone(struct scene *s)
+{
+	char *map = stage_denied(s), *aslant;
+
+	if (!map)
+		return;
+	aslant = map_aslant(s);
+	unprotect_pages(s->fd, 0, 0);
+	store64(aslant + THE_OFFSET, SEED);
+	protect_pages(s->fd, 0, 0, MEMFD_PROTECT_DENY);
+	expect_denied(s, map + THE_OFFSET);
+	expect_denied(s, aslant + THE_OFFSET);
+}
+
+static void scenario_join(struct scene *s)
+{
+	char *map = stage_denied(s), *aslant;
+
+	if (!map)
+		return;
+	aslant = map_aslant(s);
+	load64(aslant + THE_OFFSET);
+	expect_denied(s, aslant + THE_OFFSET);
+	expect_denied(s, map + THE_OFFSET);
+}
+
+static void scenario_push_down(struct scene *s)
+{
+	char *map = stage_denied(s);
+
+	if (!map)
+		return;
+	unprotect_pages(s->fd, 0, 1);
+	store64(map, 1);
+	expect_denied(s, map + THE_OFFSET);
+}
+
+static void scenario_gup(struct scene *s)
+{
+	char *map = stage_denied(s);
+	uint64_t value = 0;
+	struct iovec here = { &value, 8 }, there = { map + THE_OFFSET, 8 };
+
+	if (!map)
+		return;
+	s->tries++;
+	s->violations += process_vm_writev(getpid(), &here, 1, &there, 1, 0) >= 0;
+	s->violations += load64(map + THE_OFFSET) != SEED;
+}
+
+/* O_DIRECT takes the pages of its buffer without locks */
+static void scenario_gup_fast(struct scene *s)
+{
+	char *map = stage_denied(s);
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC | O_DIRECT);
+
+	if (!map)
+		return;
+	if (fd < 0) {
+		skip(s, "no O_DIRECT");
+		return;
+	}
+	s->tries++;
+	s->violations += read(fd, map + THE_OFFSET, page_size()) > 0;
+	s->violations += load64(map + THE_OFFSET) != SEED;
+	close(fd);
+}
+
 static const struct scenario {
 	const char *name;
 	const char *rule;	/* its switch; NULL: it has none */
@@ -1472,6 +1582,11 @@ static const struct scenario {
 	{ "set_ptes", MEMFD_DEBUG_DIR "/disable/set_ptes", scenario_set_ptes },
 	{ "guards", RULE("guards"), scenario_guards, 20, .delay = "share",
 	  .delay_us = 10000 },
+	{ "alone", RULE("alone"), scenario_alone },
+	{ "join", RULE("join"), scenario_join },
+	{ "push_down", RULE("push_down"), scenario_push_down },
+	{ "gup", RULE("gup"), scenario_gup },
+	{ "gup_fast", RULE("gup_fast"), scenario_gup_fast },
 	{ "ask_window", NULL, scenario_ask_window, 20, .delay = "ask",
 	  .delay_us = 30000 },
 	{ "ask_wait_window", NULL, scenario_ask_wait_window, 20,

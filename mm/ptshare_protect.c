@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Shared page tables of memfds: write protection one level up.
+ *
+ * A processor writes a page if the entries of all levels let it. So memfd_protect()
+ * need not change the 512 entries of a table of the host if all who use the table come
+ * by the host's PMD entry: it takes the write bit away from that one. What the entries
+ * below say of writing does not count then. The first write fault pushes it down: it
+ * takes write access away from those that are protected, and then gives the PMD entry
+ * its bit back.
+ *
+ *        process 1     process 2                  host
+ *             |             |                       |
+ *             +-------------+-----------------> PMD table
+ *                                                   |  no write bit
+ *                                              page table
+ *                                              entries that may have it
+ *
+ * Invariant U. To a table whose PMD entry in the host has no write bit leads no other
+ * PMD entry, and none comes to. Who gives it the write bit has taken write access away
+ * before from all entries of pages that are protected (W in mm/memfd_fault.c says what
+ * that is), and holds the table's lock from the first look at what is protected to the
+ * end:
+ *
+ *   memfd_protect()			write fault, or a link by a PMD entry
+ *
+ *   store modes			lock table
+ *   lock table				read modes
+ *   clear write bit if it is set	change entries
+ *   unlock				set write bit
+ *					unlock
+ *
+ * If the fault has the lock first, the other clears the bit that it has set. If it is
+ * the other way round it reads the new modes. Guests that come by PMD entries are
+ * counted under that lock, too.
+ *
+ * TLBs: who clears the bit flushes before memfd_protect() returns, with INVLPG or more,
+ * either of which drops what processors keep of upper levels. Entries that are changed
+ * while it is clear need no flush of their own.
+ *
+ * Who looks at entries to see whether a page can be written looks at the PMD entry, too:
+ * ptshare_denies().
+ */
+
+#include <linux/memfd_protect.h>
+#include <linux/mm.h>
+#include <linux/vmstat.h>
+#include <asm/tlb.h>
+
+#include "ptshare.h"
+#include "ptshare_debug.h"
+
+/* The processor may set the accessed bit of the entry meanwhile. */
+static void clear_write(pmd_t *pmd)
+{
+	clear_bit(_PAGE_BIT_RW, (unsigned long *)pmd);
+}
+
+static void set_write(pmd_t *pmd)
+{
+	set_bit(_PAGE_BIT_RW, (unsigned long *)pmd);
+}
+
+bool __ptshare_denies(bool fast)
+{
+	return fast ? ptshare_rule(GUP_FAST) : ptshare_rule(GUP);
+}
+
+bool __ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
+			     unsigned long addr, unsigned long end,
+			     struct mmu_gather *tlb)
+{
+	spinlock_t *ptl; /* of the table */
+	bool alone;
+	pte_t *pte;
+
+	if (end - addr != PMD_SIZE)
+		return false;
+	pte = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
+	if (!pte)
+		return false;
+	alone = !atomic_read(ptshare_links_of(pmd_pgtable(*pmd))) ||
+		!ptshare_rule(ALONE);
+	if (alone && pmd_write(*pmd)) {
+		clear_write(pmd);
+		tlb_flush_pte_range(tlb, addr, PMD_SIZE);
+		count_vm_event(PTSHARE_PROTECT);
+	}
+	pte_unmap_unlock(pte, ptl);
+	return alone;
+}
+
+/* Gives the table its write bit back, with its lock held. */
+static void push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
+		      unsigned long addr, pte_t *pte)
+{
+	if (pmd_write(*pmd))
+		return;
+	if (ptshare_rule(PUSH_DOWN))
+		memfd_protect_entries(host_vma, addr, pte);
+	set_write(pmd);
+	count_vm_event(PTSHARE_PUSH_DOWN);
+}
+
+/**
+ * ptshare_push_down() - let the entries of a table decide what can be written
+ * @host_vma: The VMA of the host.
+ * @pmd: Its PMD entry, with a table behind it.
+ * @addr: The address in the host.
+ *
+ * Context: The lock of a guest that maps it.
+ */
+void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
+		       unsigned long addr)
+{
+	spinlock_t *ptl; /* of the table */
+	pte_t *pte;
+
+	if (pmd_write(pmdp_get_lockless(pmd)))
+		return;
+	addr = ALIGN_DOWN(addr, PMD_SIZE);
+	pte = pte_offset_map_lock(host_vma->vm_mm, pmd, addr, &ptl);
+	if (WARN_ON_ONCE(!pte))
+		return;
+	push_down(host_vma, pmd, addr, pte);
+	pte_unmap_unlock(pte, ptl);
+}
+
+/**
+ * ptshare_count_link() - a guest is about to link to a table by a PMD entry
+ * @host_vma: The VMA of the host.
+ * @pmd: Its PMD entry, with a table behind it.
+ * @addr: The first address of that in the host.
+ *
+ * Context: The lock of the guest.
+ */
+void ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
+			unsigned long addr)
+{
+	atomic_t *links = ptshare_links_of(pmd_pgtable(*pmd));
+	spinlock_t *ptl; /* of the table */
+	pte_t *pte;
+
+	/* Nobody writes through tables for readers. */
+	if (!(host_vma->vm_flags & VM_WRITE) || !ptshare_rule(JOIN)) {
+		atomic_inc(links);
+		return;
+	}
+	pte = pte_offset_map_lock(host_vma->vm_mm, pmd, addr, &ptl);
+	if (WARN_ON_ONCE(!pte))
+		return;
+	push_down(host_vma, pmd, addr, pte);
+	atomic_inc(links);
+	pte_unmap_unlock(pte, ptl);
+}

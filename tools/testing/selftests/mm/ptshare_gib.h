@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Files of several GiB, and mappings of them. They are sparse: one page of each page
+ * table is used.
+ */
+#ifndef PTSHARE_GIB_H
+#define PTSHARE_GIB_H
+
+#include "ptshare_common.h"
+
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#define GIB		(1UL << 30)
+#define NR_GIBS		3UL
+#define SIZE		(NR_GIBS * GIB)
+#define TABLES		(SIZE / TABLE_SIZE)
+#define SEED		21
+
+/* The page of a table that is used: not always the same one */
+static inline size_t page_of(size_t table)
+{
+	return table * TABLE_PAGES + table * 7 % TABLE_PAGES;
+}
+
+static inline void fill(char *map, size_t first, size_t nr, uint64_t seed)
+{
+	for (size_t i = first; i < first + nr; i++)
+		store64(map + page_of(i) * page_size(),
+			page_mark(seed, page_of(i)));
+}
+
+static inline size_t wrong(const char *map, size_t first, size_t nr, uint64_t seed)
+{
+	size_t bad = 0;
+
+	for (size_t i = first; i < first + nr; i++)
+		bad += load64(map + page_of(i) * page_size()) !=
+		       page_mark(seed, page_of(i));
+	return bad;
+}
+
+static inline long peer_fill_all(void *data)
+{
+	struct peer_arg *arg = data;
+
+	fill(arg->map, 0, TABLES, arg->seed);
+	return 0;
+}
+
+static inline long peer_check_all(void *data)
+{
+	struct peer_arg *arg = data;
+
+	return wrong(arg->map, 0, TABLES, arg->seed);
+}
+
+/* Faults that looking at all of it has cost, without those for the code */
+static inline long peer_faults(void *data)
+{
+	struct peer_arg *arg = data;
+	struct rusage before, after;
+
+	for (size_t tables = 0; tables <= TABLES; tables += TABLES) {
+		getrusage(RUSAGE_SELF, &before);
+		if (wrong(arg->map, 0, tables, arg->seed))
+			return -1;
+		getrusage(RUSAGE_SELF, &after);
+	}
+	return after.ru_minflt - before.ru_minflt;
+}
+
+/* Memory that a file has */
+static inline long long file_kb(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) ? -1 : st.st_blocks / 2;
+}
+
+static inline long long table_kb(pid_t pid)
+{
+	return pid_field(pid, "status", "VmPTE");
+}
+
+/* Address space in which nothing is, at a multiple of a GiB */
+static inline char *reserve_gibs(size_t len)
+{
+	char *area = mmap(NULL, len + GIB, PROT_NONE, MAP_PRIVATE |
+			  MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *start = (char *)(((uintptr_t)area + GIB - 1) & -GIB);
+
+	if (area == MAP_FAILED)
+		return area;
+	if (start > area)
+		munmap(area, start - area);
+	munmap(start + len, area + GIB - start);
+	return start;
+}
+
+#endif /* PTSHARE_GIB_H */
