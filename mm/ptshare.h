@@ -198,7 +198,7 @@ void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
 /* mm/ptshare_protect.c */
 void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
 		       unsigned long addr);
-void ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
+bool ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
 			unsigned long addr);
 
 /* mm/ptshare_tlb.c */

@@ -186,7 +186,8 @@ static bool link_table(struct vm_area_struct *vma, unsigned long addr, pmd_t *pm
 	    same_table(pmdp_get_lockless(pmd), pmdp_get_lockless(host_pmd)))
 		return false;
 	table = pmd_pgtable(*host_pmd);
-	ptshare_count_link(host_vma, host_pmd, host_addr);
+	if (!ptshare_count_link(host_vma, host_pmd, host_addr))
+		return false;
 	ptl = pmd_lock(mm, pmd);
 	if (!same_table(*pmd, *host_pmd) && !WARN_ON_ONCE(pmd_leaf(*pmd))) {
 		if (!pmd_none(*pmd))

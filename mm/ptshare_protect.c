@@ -38,8 +38,8 @@
  * either of which drops what processors keep of upper levels. Entries that are changed
  * while it is clear need no flush of their own.
  *
- * Who looks at entries to see whether a page can be written looks at the PMD entry, too:
- * ptshare_denies().
+ * Who looks at entries to see whether a page can be written looks at the PMD entry, too,
+ * and before: ptshare_denies().
  */
 
 #include <linux/memfd_protect.h>
@@ -98,6 +98,8 @@ static void push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
 		return;
 	if (ptshare_rule(PUSH_DOWN))
 		memfd_protect_entries(host_vma, addr, pte);
+	/* Pairs with ptshare_denies_lockless(). */
+	smp_wmb();
 	set_write(pmd);
 	count_vm_event(PTSHARE_PUSH_DOWN);
 }
@@ -133,8 +135,9 @@ void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
  * @addr: The first address of that in the host.
  *
  * Context: The lock of the guest.
+ * Return: False if there is no such table.
  */
-void ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
+bool ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
 			unsigned long addr)
 {
 	atomic_t *links = ptshare_links_of(pmd_pgtable(*pmd));
@@ -144,12 +147,13 @@ void ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
 	/* Nobody writes through tables for readers. */
 	if (!(host_vma->vm_flags & VM_WRITE) || !ptshare_rule(JOIN)) {
 		atomic_inc(links);
-		return;
+		return true;
 	}
 	pte = pte_offset_map_lock(host_vma->vm_mm, pmd, addr, &ptl);
 	if (WARN_ON_ONCE(!pte))
-		return;
+		return false;
 	push_down(host_vma, pmd, addr, pte);
 	atomic_inc(links);
 	pte_unmap_unlock(pte, ptl);
+	return true;
 }

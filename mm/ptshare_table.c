@@ -42,6 +42,8 @@
 static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 			unsigned int flags)
 {
+	/* Both levels have a say, and this one comes first (U). */
+	bool denied = (flags & FAULT_FLAG_WRITE) && ptshare_denies_lockless(pmd);
 	pte_t *pte = pte_offset_map(pmd, addr);
 	pte_t entry;
 
@@ -49,11 +51,8 @@ static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 		return false;
 	entry = ptep_get_lockless(pte);
 	pte_unmap(pte);
-	if (!pte_present(entry))
-		return false;
-	/* Both levels have a say (U). */
-	return !(flags & FAULT_FLAG_WRITE) ||
-	       (pte_write(entry) && pmd_write(pmdp_get_lockless(pmd)));
+	return !denied && pte_present(entry) &&
+	       (!(flags & FAULT_FLAG_WRITE) || pte_write(entry));
 }
 
 /* Whether some table for writers has a page of the file. */

@@ -702,6 +702,28 @@ static inline bool ptshare_denies(pmd_t table, unsigned int flags, bool fast)
 }
 
 /**
+ * ptshare_denies_lockless() - the same, for who holds no lock
+ * @pmd: A PMD entry with a table behind it.
+ *
+ * He looks here before he looks at an entry of the table: write access that was taken
+ * away from that, before the table got it back, is not overlooked then.
+ *
+ * Context: Anything that keeps the tables. Changes are found out by an MMU notifier.
+ * Return: True if the entries must not be written through.
+ */
+static inline bool ptshare_denies_lockless(pmd_t *pmd)
+{
+	bool denied;
+
+	if (!static_branch_unlikely(&ptshare_used))
+		return false;
+	denied = ptshare_denies(pmdp_get_lockless(pmd), FOLL_WRITE, false);
+	/* Pairs with push_down(). */
+	smp_rmb();
+	return denied;
+}
+
+/**
  * ptshare_links() - how many share a page table
  * @vma: A VMA.
  * @addr: An address for which it has a page table.
@@ -1000,6 +1022,11 @@ static inline bool ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
 }
 
 static inline bool ptshare_denies(pmd_t table, unsigned int flags, bool fast)
+{
+	return false;
+}
+
+static inline bool ptshare_denies_lockless(pmd_t *pmd)
 {
 	return false;
 }
