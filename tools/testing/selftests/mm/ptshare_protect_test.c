@@ -6,6 +6,7 @@
  */
 #include "ptshare_gib.h"
 
+#include <linux/io_uring.h>
 #include <sys/uio.h>
 
 #include "kselftest_harness.h"
@@ -67,10 +68,11 @@ static size_t logged(int nfd, size_t *pages, size_t nr, uint64_t flags)
 		got = scan_range(nfd, at, 0, ranges, ARRAY_SIZE(ranges), flags,
 				 &at);
 		for (int i = 0; i < got; i++)
-			for (uint64_t o = ranges[i].start; o < ranges[i].end;
+			for (uint64_t o = 0; o < ranges[i].length;
 			     o += page_size(), n++)
 				if (n < nr)
-					pages[n] = o / page_size();
+					pages[n] = (ranges[i].offset + o) /
+						   page_size();
 	} while (got == ARRAY_SIZE(ranges));
 	return got < 0 ? SIZE_MAX : n;
 }
@@ -371,20 +373,45 @@ TEST_F(tables, reclaimed)
 	EXPECT_EQ(0, wrong(self->map, 0, TABLES, SEED));
 }
 
-/* A call that fails changes nothing */
-TEST_F(tables, fails)
+/* A page that stays pinned for writing, or -1 */
+static int pin_page(char *page)
 {
-	struct peer *p = &self->peer;
-	size_t pages[4];
+	struct io_uring_params params = { 0 };
+	struct iovec iov = { page, page_size() };
+	int ring = syscall(__NR_io_uring_setup, 1, &params);
 
-	ASSERT_EQ(0, protect_pages(self->fd, ALL, MEMFD_PROTECT_DENY));
-	ASSERT_EQ(0, unprotect_pages(self->fd, ALL));
-	close(self->nfd);
-	EXPECT_EQ(-ENXIO, protect_pages(self->fd, ALL, MEMFD_PROTECT_WAIT));
-	EXPECT_EQ(0, peer_store_at(p, NEXT));
-	EXPECT_EQ(0, peer_store_at(p, page_of(THE_TABLE)));
-	self->nfd = sys_memfd_notify(self->fd, 0);
+	if (ring >= 0 && syscall(__NR_io_uring_register, ring,
+				 IORING_REGISTER_BUFFERS, &iov, 1)) {
+		close(ring);
+		return -1;
+	}
+	return ring;
+}
+
+/* A call that fails changes nothing */
+TEST_F(tables, busy)
+{
+	char *page = address(self->map, page_of(THE_TABLE));
+	size_t pages[4];
+	int ring;
+
+	ring = pin_page(page);
+	if (ring < 0)
+		SKIP(return, "no io_uring");
+	EXPECT_EQ(-EBUSY, protect_pages(self->fd, ALL, MEMFD_PROTECT_DENY));
+	EXPECT_EQ(0, peer_store_at(&self->peer, NEXT));
+	EXPECT_EQ(0, try_store(page, 1));
 	EXPECT_EQ(0, logged(self->nfd, pages, 4, 0));
+	close(ring);
+	/* The ring is gone when a worker has let go of the page */
+	for (int i = 0; i < 100 && protect_pages(self->fd, ALL,
+						 MEMFD_PROTECT_DENY); i++)
+		usleep(20000);
+	EXPECT_EQ(SIGBUS, try_store(page, 1));
+	EXPECT_EQ(SIGBUS, peer_store_at(&self->peer, NEXT));
+	/* What is denied cannot be pinned either */
+	EXPECT_EQ(-1, pin_page(page));
+	ASSERT_EQ(0, unprotect_pages(self->fd, ALL));
 }
 
 /*
