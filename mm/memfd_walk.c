@@ -107,24 +107,33 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 	pte_unmap_unlock(start, ptl);
 }
 
+static void walk_pmd(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
+		     unsigned long end)
+{
+	/* What it shares is walked where it is found, in the host. */
+	if (ptshare_shares(walk->vma, addr))
+		return;
+	if (pmd_none(pmdp_get_lockless(pmd)))
+		walk_no_table(walk, pmd);
+	else
+		walk_table(walk, pmd, addr, end);
+}
+
 static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 		     unsigned long end)
 {
-	pmd_t *pmd = pmd_offset(pud, addr);
+	pmd_t *table = pmd_offset(pud, addr) - pmd_index(addr);
 	unsigned long next;
 
-	for (; addr != end; pmd++, addr = next) {
-		next = pmd_addr_end(addr, end);
-		/* What it shares is walked where it is found, in the host. */
-		if (ptshare_shares(walk->vma, addr))
-			continue;
-		if (pmd_none(pmdp_get_lockless(pmd))) {
-			walk_no_table(walk, pmd);
-			continue;
+	for (; addr != end; addr = next) {
+		pmd_t *pmd = table + pmd_index(addr);
+
+		next = ptshare_protect_tables(walk->vma, pmd, addr, end,
+					      &walk->tlb);
+		if (next == addr) {
+			next = pmd_addr_end(addr, end);
+			walk_pmd(walk, pmd, addr, next);
 		}
-		if (!ptshare_protect_table(walk->vma, pmd, addr, next,
-					   &walk->tlb))
-			walk_table(walk, pmd, addr, next);
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		cond_resched();

@@ -66,28 +66,50 @@ bool __ptshare_denies(bool fast)
 	return fast ? ptshare_rule(GUP_FAST) : ptshare_rule(GUP);
 }
 
-bool __ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
-			     unsigned long addr, unsigned long end,
-			     struct mmu_gather *tlb)
+/* Returns false if somebody links to the table by a PMD entry of his own. */
+static bool protect_table(struct mm_struct *mm, pmd_t *pmd, bool *changed)
 {
-	spinlock_t *ptl; /* of the table */
+	atomic_t *links = ptshare_links_of(pmd_pgtable(*pmd));
+	spinlock_t *ptl = pte_lockptr(mm, pmd);
 	bool alone;
-	pte_t *pte;
 
-	if (end - addr != PMD_SIZE)
+	if (atomic_read(links) && ptshare_rule(ALONE))
 		return false;
-	pte = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
-	if (!pte)
-		return false;
-	alone = !atomic_read(ptshare_links_of(pmd_pgtable(*pmd))) ||
-		!ptshare_rule(ALONE);
-	if (alone && pmd_write(*pmd)) {
+	spin_lock(ptl);
+	alone = !atomic_read(links) || !ptshare_rule(ALONE);
+	*changed = alone && pmd_write(*pmd);
+	if (*changed)
 		clear_write(pmd);
-		tlb_flush_pte_range(tlb, addr, PMD_SIZE);
-		count_vm_event(PTSHARE_PROTECT);
-	}
-	pte_unmap_unlock(pte, ptl);
+	spin_unlock(ptl);
 	return alone;
+}
+
+unsigned long __ptshare_protect_tables(struct vm_area_struct *vma, pmd_t *pmd,
+				       unsigned long addr, unsigned long end,
+				       struct mmu_gather *tlb)
+{
+	unsigned long first = end, behind = addr, nr = 0;
+	bool changed;
+
+	if (!IS_ALIGNED(addr, PMD_SIZE))
+		return addr;
+	/* They stay: whoever frees tables of the host has i_mmap_rwsem for himself (F). */
+	for (; end - addr >= PMD_SIZE; addr += PMD_SIZE, pmd++) {
+		if (pmd_none(pmdp_get_lockless(pmd)))
+			continue;
+		if (!protect_table(vma->vm_mm, pmd, &changed))
+			break;
+		if (changed) {
+			first = min(first, addr);
+			behind = addr + PMD_SIZE;
+			nr++;
+		}
+	}
+	if (nr) {
+		tlb_flush_pte_range(tlb, first, behind - first);
+		count_vm_events(PTSHARE_PROTECT, nr);
+	}
+	return addr;
 }
 
 /* Gives the table its write bit back, with its lock held. */

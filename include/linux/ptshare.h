@@ -266,9 +266,9 @@ bool __ptshare_no_retract(void);
 bool __ptshare_no_collapse(void);
 
 /* mm/ptshare_protect.c */
-bool __ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
-			     unsigned long addr, unsigned long end,
-			     struct mmu_gather *tlb);
+unsigned long __ptshare_protect_tables(struct vm_area_struct *vma, pmd_t *pmd,
+				       unsigned long addr, unsigned long end,
+				       struct mmu_gather *tlb);
 bool __ptshare_denies(bool fast);
 
 /* mm/ptshare_mount.c */
@@ -668,22 +668,24 @@ static inline struct mm_struct *ptshare_charge_mm(struct vm_area_struct *vma)
 }
 
 /**
- * ptshare_protect_table() - take write access to all pages of a table away at once
+ * ptshare_protect_tables() - take write access to whole tables away
  * @vma: A VMA.
- * @pmd: Its PMD entry, with a table behind it.
+ * @pmd: The PMD entry for @addr.
  * @addr: First address of what is to be protected.
- * @end: End. In the same table.
+ * @end: End. In the same PMD table.
  * @tlb: Where to add what is to be flushed.
  *
  * Context: i_mmap_rwsem of the file. What is protected has been stored.
- * Return: False if the entries are to be changed instead.
+ * Return: The end of what is done, @addr if the entries of its table are to be changed
+ * instead.
  */
-static inline bool ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
-					 unsigned long addr, unsigned long end,
-					 struct mmu_gather *tlb)
+static inline unsigned long
+ptshare_protect_tables(struct vm_area_struct *vma, pmd_t *pmd,
+		       unsigned long addr, unsigned long end,
+		       struct mmu_gather *tlb)
 {
-	return ptshare_host(vma) &&
-	       __ptshare_protect_table(vma, pmd, addr, end, tlb);
+	return ptshare_host(vma) ?
+	       __ptshare_protect_tables(vma, pmd, addr, end, tlb) : addr;
 }
 
 /**
@@ -1014,11 +1016,12 @@ static inline bool ptshare_all_cgroups(const struct vm_area_struct *vma)
 	return false;
 }
 
-static inline bool ptshare_protect_table(struct vm_area_struct *vma, pmd_t *pmd,
-					 unsigned long addr, unsigned long end,
-					 struct mmu_gather *tlb)
+static inline unsigned long
+ptshare_protect_tables(struct vm_area_struct *vma, pmd_t *pmd,
+		       unsigned long addr, unsigned long end,
+		       struct mmu_gather *tlb)
 {
-	return false;
+	return addr;
 }
 
 static inline bool ptshare_denies(pmd_t table, unsigned int flags, bool fast)
