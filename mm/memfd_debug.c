@@ -28,6 +28,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_BATCHED_FLUSH] = "batched_flush",
 	[MEMFD_HOOK_PINS] = "pins",
 	[MEMFD_HOOK_MARK] = "mark",
+	[MEMFD_HOOK_BLOCKS] = "blocks",
 	[MEMFD_HOOK_FLIGHT] = "flight",
 	[MEMFD_HOOK_WRITE] = "write",
 	[MEMFD_HOOK_PUNCH] = "punch",

@@ -24,6 +24,7 @@
  * @MEMFD_HOOK_BATCHED_FLUSH: ... and for reclaim that has not.
  * @MEMFD_HOOK_PINS: Pages that are pinned for writing are waited for.
  * @MEMFD_HOOK_MARK: ... and GUP marks them.
+ * @MEMFD_HOOK_BLOCKS: ... and the 2 MiB that they are in.
  * @MEMFD_HOOK_FLIGHT: Faults wait for the outcome of memfd_protect().
  * @MEMFD_HOOK_WRITE: write() and its kin ask.
  * @MEMFD_HOOK_PUNCH: Hole punching asks.
@@ -51,6 +52,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_BATCHED_FLUSH,
 	MEMFD_HOOK_PINS,
 	MEMFD_HOOK_MARK,
+	MEMFD_HOOK_BLOCKS,
 	MEMFD_HOOK_FLIGHT,
 	MEMFD_HOOK_WRITE,
 	MEMFD_HOOK_PUNCH,

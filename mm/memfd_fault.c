@@ -323,6 +323,30 @@ vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 	return ret ?: fault_obey(vmf, mp, &question);
 }
 
+void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
+			   pte_t *pte)
+{
+	struct memfd_protect *mp = memfd_protect_of_vma(vma);
+	pgoff_t index = linear_page_index(vma, addr);
+	pgoff_t end = index + PTRS_PER_PTE, last;
+
+	rcu_read_lock();
+	while (index < end) {
+		bool free = memfd_ranges_get_run(&mp->modes, index, &last) ==
+			    MEMFD_MODE_NONE;
+
+		for (last = min(last, end - 1); index <= last; index++) {
+			pte_t entry = ptep_get(pte);
+
+			if (!free && pte_present(entry) && pte_write(entry))
+				ptep_set_wrprotect(vma->vm_mm, addr, pte);
+			addr += PAGE_SIZE;
+			pte++;
+		}
+	}
+	rcu_read_unlock();
+}
+
 bool __memfd_protect_may_wait(struct mm_struct *mm, unsigned long addr)
 {
 	struct vm_area_struct *vma = vma_lookup(mm, addr);

@@ -25,6 +25,8 @@
  * the page table lock. So a folio that has been seen without pins after the walk
  * is free for good.
  *
+ * In which parts of the file there may be pins is kept in mm/memfd_blocks.c.
+ *
  * References. iov_iter_get_pages2() takes mere references, which cannot be told from
  * others. It marks the folio as well, and memfd_protect.got_pages: from then on
  * any reference to a folio with a mark counts, as for memfd sealing.
@@ -87,14 +89,15 @@ static struct memfd_protect *folio_protect(struct folio *folio)
 
 static void mark_pinned(struct memfd_protect *mp, struct folio *folio)
 {
-	if (!READ_ONCE(mp->pinned))
-		WRITE_ONCE(mp->pinned, true);
 	/* The pin is there before the mark is looked at (P). */
 	smp_mb();
 	if (!folio_marked(folio))
 		folio_mark(folio);
-	/* Both are visible before the page-table entry is looked at again. */
-	smp_mb__after_atomic();
+	/* And the mark before the bit of its block (N in mm/memfd_blocks.c). */
+	smp_mb();
+	memfd_blocks_note(mp, folio->index);
+	/* All are visible before the page-table entry is looked at again. */
+	smp_mb();
 }
 
 void __memfd_protect_pinned(struct folio *folio)
@@ -182,24 +185,20 @@ static bool references_count(struct memfd_protect *mp)
 	return READ_ONCE(mp->got_pages) && memfd_hook(GOT_PAGES);
 }
 
-static bool find_pin(struct memfd_protect *mp, struct memfd_span *span,
-		     bool unmark)
+/* Looks at each folio of a range. */
+static bool find_in(struct memfd_protect *mp, struct memfd_span *span,
+		    const struct pin_look *look)
 {
 	XA_STATE(xas, &mp->inode->i_mapping->i_pages, span->first);
-	struct pin_look look = { references_count(mp), unmark };
 	unsigned int batch = 0;
 	struct folio *folio;
 	bool found = false;
 
-	/* Page-table entries and modes are changed before counts are read. */
-	smp_mb();
-	if (!READ_ONCE(mp->pinned) || !memfd_hook(PINS))
-		return false;
 	rcu_read_lock();
 	xas_for_each(&xas, folio, span->last) {
 		if (xas_retry(&xas, folio) || xa_is_value(folio))
 			continue;
-		found = folio_is_held(&xas, folio, &look, span);
+		found = folio_is_held(&xas, folio, look, span);
 		if (found)
 			break;
 		if (++batch % XA_CHECK_SCHED == 0) {
@@ -209,6 +208,40 @@ static bool find_pin(struct memfd_protect *mp, struct memfd_span *span,
 	}
 	rcu_read_unlock();
 	return found;
+}
+
+/* There were no pins in a part of the file. */
+static bool find_late(struct memfd_protect *mp, struct memfd_span *part)
+{
+	const struct pin_look look = { references_count(mp), false };
+
+	if (!memfd_blocks_clear(mp, part) || !find_in(mp, part, &look))
+		return false;
+	memfd_blocks_note(mp, part->first);
+	return true;
+}
+
+static bool find_pin(struct memfd_protect *mp, struct memfd_span *span,
+		     bool unmark)
+{
+	const struct pin_look look = { references_count(mp), unmark };
+	struct memfd_span part = *span;
+
+	/* Page-table entries and modes are changed before counts are read. */
+	smp_mb();
+	if (!memfd_hook(PINS))
+		return false;
+	while (part.first <= span->last && memfd_blocks_next(mp, &part, unmark)) {
+		if (find_in(mp, &part, &look) ||
+		    (unmark && find_late(mp, &part))) {
+			*span = part;
+			return true;
+		}
+		part.first = part.last + 1;
+		part.last = span->last;
+		cond_resched();
+	}
+	return false;
 }
 
 /**

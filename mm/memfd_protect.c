@@ -118,6 +118,7 @@ static int try_protect(struct memfd_protect *mp,
 	err = -EPERM;
 	if (request_sealed(mp, request))
 		goto unlock;
+	memfd_blocks_prepare(mp);
 	err = memfd_flight_begin(mp, span->first, span->last, mode);
 	if (err)
 		goto unlock;

@@ -145,7 +145,8 @@ struct memfd_waiters {
  * @flight.first: First page offset, under @lock.
  * @flight.last: Last page offset, under @lock.
  * @kernel: MEMFD_NOTIFY_KERNEL of the event fd.
- * @pinned: A page was pinned for writing, see mm/memfd_pin.c. Never false again.
+ * @pinned: Pages may be pinned for writing anywhere, see mm/memfd_blocks.c.
+ * @blocks: Otherwise, where they may be. NULL until the first memfd_protect().
  * @got_pages: Somebody got pages to write them, and holds mere references.
  *	       Never false again.
  * @busy: Where memfd_protect() last found a pin that stays, in bytes, or -1.
@@ -169,6 +170,7 @@ struct memfd_protect {
 	} flight;
 	bool kernel;
 	bool pinned;
+	struct memfd_blocks __rcu *blocks;
 	bool got_pages;
 	loff_t busy;
 	struct rcu_head rcu;
@@ -228,6 +230,15 @@ static inline u64 memfd_length(pgoff_t first, pgoff_t last)
 {
 	return (u64)(last - first + 1) << PAGE_SHIFT;
 }
+
+/* mm/memfd_blocks.c */
+void memfd_blocks_prepare(struct memfd_protect *mp);
+void memfd_blocks_free(struct memfd_protect *mp);
+void memfd_blocks_note(struct memfd_protect *mp, pgoff_t index);
+bool memfd_blocks_next(struct memfd_protect *mp, struct memfd_span *part,
+		       bool locked);
+bool memfd_blocks_clear(struct memfd_protect *mp,
+			const struct memfd_span *part);
 
 /* mm/memfd_waiters.c */
 void memfd_waiters_init(struct memfd_waiters *waiters);

@@ -61,6 +61,7 @@ static void state_free(struct kref *ref)
 	memfd_ranges_destroy(&mp->modes);
 	memfd_ranges_destroy(&mp->async);
 	memfd_ranges_destroy(&mp->log);
+	memfd_blocks_free(mp);
 	kfree_rcu(mp, rcu);
 }
 

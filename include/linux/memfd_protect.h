@@ -56,7 +56,7 @@ bool __memfd_protect_no_batch(void);
 bool __memfd_protect_no_userfault(void);
 bool __memfd_protect_no_fill(void);
 
-/* mm/memfd_walk.c */
+/* mm/memfd_fault.c */
 
 /**
  * memfd_protect_entries() - take write access away from protected pages of a table

@@ -617,6 +617,14 @@ static void scenario_mark(struct scene *s)
 	scenario_pins(s);
 }
 
+/* blocks: that there is a pin in 2 MiB of which the kernel knew that there was none */
+static void scenario_blocks(struct scene *s)
+{
+	protect_pages(s->fd, 0, 0, MEMFD_PROTECT_DENY);
+	unprotect_pages(s->fd, 0, 0);
+	scenario_pins(s);
+}
+
 /* flight: a call that is going to fail is not to be noticed by anyone */
 static long store_far(void *arg)
 {
@@ -1012,6 +1020,7 @@ HOOK(nested_flush, "nested_flush", "fault", 3000, 400);
 HOOK(batched_flush, "batched_flush", NULL, 0, 400);
 HOOK(pins, "pins", NULL, 0, 1);
 HOOK(mark, "mark", NULL, 0, 1);
+HOOK(blocks, "blocks", NULL, 0, 1);
 HOOK(flight, "flight", "flight", 20000, 1);
 HOOK(write, "write", NULL, 0, 1);
 HOOK(punch, "punch", NULL, 0, 1);
