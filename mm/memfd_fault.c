@@ -329,19 +329,23 @@ void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
 	struct memfd_protect *mp = memfd_protect_of_vma(vma);
 	pgoff_t index = linear_page_index(vma, addr);
 	pgoff_t end = index + PTRS_PER_PTE, last;
+	pte_t *behind, *start = pte;
+	enum memfd_mode mode;
 
 	rcu_read_lock();
-	while (index < end) {
-		bool free = memfd_ranges_get_run(&mp->modes, index, &last) ==
-			    MEMFD_MODE_NONE;
-
-		for (last = min(last, end - 1); index <= last; index++) {
+	for (; index < end; index = last + 1) {
+		mode = memfd_ranges_get_run(&mp->modes, index, &last);
+		last = min(last, end - 1);
+		behind = pte + (last + 1 - index);
+		if (mode == MEMFD_MODE_NONE)
+			pte = behind;
+		for (; pte < behind; pte++) {
 			pte_t entry = ptep_get(pte);
 
-			if (!free && pte_present(entry) && pte_write(entry))
-				ptep_set_wrprotect(vma->vm_mm, addr, pte);
-			addr += PAGE_SIZE;
-			pte++;
+			if (pte_present(entry) && pte_write(entry))
+				ptep_set_wrprotect(vma->vm_mm, addr +
+						   (pte - start) * PAGE_SIZE,
+						   pte);
 		}
 	}
 	rcu_read_unlock();
