@@ -21,9 +21,9 @@
  * what a file has grown by, and when there was no memory for them. The next look gives
  * all blocks a bit in place of it.
  *
- * The words are replaced when the file has outgrown them, under inode_lock(). All bits
- * of the new ones are set, and nobody clears any before those who pin, with RCU or
- * interrupts off, have forgotten the old ones.
+ * The words are replaced when the file has outgrown them, under inode_lock(). The new ones
+ * get the bits of the old ones when those who pin, with RCU or interrupts off, have
+ * forgotten these.
  */
 
 #include <linux/bitmap.h>
@@ -37,6 +37,9 @@
 
 #define BLOCK_PAGES	(SZ_2M >> PAGE_SHIFT)
 
+/* Files of more than 128 TiB have no bits: all of them is looked at. */
+#define MAX_BLOCKS	(SZ_128M / 2)
+
 /**
  * struct memfd_blocks - a bit for each block
  * @nr: Blocks.
@@ -49,9 +52,20 @@ struct memfd_blocks {
 	unsigned long bits[];
 };
 
+/* Pages can be behind the end of the file, too, and pinned there. */
 static unsigned long blocks_of(const struct memfd_protect *mp)
 {
-	return DIV_ROUND_UP_ULL(i_size_read(mp->inode), SZ_2M);
+	unsigned long nr = DIV_ROUND_UP_ULL(i_size_read(mp->inode), SZ_2M);
+
+	return max(nr, (unsigned long)atomic_long_read(&mp->noted));
+}
+
+static void copy_bits(struct memfd_blocks *to, const struct memfd_blocks *from)
+{
+	unsigned long block;
+
+	for_each_set_bit(block, from->bits, from->nr)
+		set_bit(block, to->bits);
 }
 
 /**
@@ -64,25 +78,27 @@ static unsigned long blocks_of(const struct memfd_protect *mp)
  */
 void memfd_blocks_prepare(struct memfd_protect *mp)
 {
+	const gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL;
 	struct memfd_blocks *new, *old;
 	unsigned long nr = blocks_of(mp);
 
 	old = rcu_dereference_protected(mp->blocks,
 					lockdep_is_held(&mp->inode->i_rwsem));
-	if (!nr || (old && old->nr >= nr))
+	if (!nr || nr > MAX_BLOCKS || (old && old->nr >= nr))
 		return;
-	new = kvzalloc(struct_size(new, bits, BITS_TO_LONGS(nr)),
-		       GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	/* A file that grows does so again. */
+	if (old)
+		nr = max(nr, old->nr + old->nr / 2);
+	new = kvzalloc(struct_size(new, bits, BITS_TO_LONGS(nr)), gfp);
 	if (!new)
 		return;
 	new->nr = nr;
 	/* Who has pinned without old ones has set memfd_protect.pinned. */
-	if (old)
-		bitmap_fill(new->bits, nr);
 	rcu_assign_pointer(mp->blocks, new);
 	if (!old)
 		return;
 	synchronize_rcu();
+	copy_bits(new, old);
 	kvfree(old);
 }
 
@@ -100,6 +116,18 @@ void memfd_blocks_free(struct memfd_protect *mp)
 		kvfree_rcu(blocks, rcu);
 }
 
+static void note_without_bit(struct memfd_protect *mp, unsigned long block)
+{
+	long noted = atomic_long_read(&mp->noted);
+
+	while (noted <= (long)block &&
+	       !atomic_long_try_cmpxchg(&mp->noted, &noted, block + 1))
+		;
+	/* Behind what the bits must reach to. */
+	if (!READ_ONCE(mp->pinned))
+		smp_store_release(&mp->pinned, true);
+}
+
 /**
  * memfd_blocks_note() - a folio has been marked as pinned
  * @mp: Protection of its file.
@@ -115,8 +143,7 @@ void memfd_blocks_note(struct memfd_protect *mp, pgoff_t index)
 	rcu_read_lock();
 	blocks = rcu_dereference(mp->blocks);
 	if (!blocks || block >= blocks->nr) {
-		if (!READ_ONCE(mp->pinned))
-			WRITE_ONCE(mp->pinned, true);
+		note_without_bit(mp, block);
 	} else if (!test_bit(block, blocks->bits) && memfd_hook(BLOCKS)) {
 		set_bit(block, blocks->bits);
 	}
@@ -127,7 +154,7 @@ void memfd_blocks_note(struct memfd_protect *mp, pgoff_t index)
 static bool all_blocks(struct memfd_protect *mp, struct memfd_blocks *blocks,
 		       bool locked)
 {
-	if (!READ_ONCE(mp->pinned))
+	if (!smp_load_acquire(&mp->pinned))
 		return false;
 	if (!locked || !blocks || blocks->nr < blocks_of(mp))
 		return true;
@@ -142,7 +169,7 @@ static bool all_blocks(struct memfd_protect *mp, struct memfd_blocks *blocks,
 /**
  * memfd_blocks_next() - the next part of a range in which pages may be pinned
  * @mp: Protection of the file.
- * @part: In: the range. Out: a part of it, of one block, or all that is left.
+ * @part: In: the range. Out: a part of it.
  * @locked: The caller has inode_lock().
  *
  * Context: Any. A full barrier after what is looked for.
@@ -152,50 +179,84 @@ bool memfd_blocks_next(struct memfd_protect *mp, struct memfd_span *part,
 		       bool locked)
 {
 	struct memfd_blocks *blocks;
-	unsigned long block = 0;
+	unsigned long block, behind;
 	bool found = true;
 
 	rcu_read_lock();
 	blocks = rcu_dereference(mp->blocks);
 	if (all_blocks(mp, blocks, locked))
 		goto unlock;
-	if (blocks)
-		block = find_next_bit(blocks->bits, blocks->nr,
-				      min(part->first / BLOCK_PAGES, blocks->nr));
-	found = blocks && block < blocks->nr && block <= part->last / BLOCK_PAGES;
+	block = part->first / BLOCK_PAGES;
+	found = blocks && block < blocks->nr;
+	if (!found)
+		goto unlock;
+	block = find_next_bit(blocks->bits, blocks->nr, block);
+	behind = find_next_zero_bit(blocks->bits, blocks->nr, block);
+	found = block < blocks->nr && block <= part->last / BLOCK_PAGES;
 	if (found) {
 		part->first = max(part->first, block * BLOCK_PAGES);
-		part->last = min(part->last, (block + 1) * BLOCK_PAGES - 1);
+		part->last = min(part->last, behind * BLOCK_PAGES - 1);
 	}
 unlock:
 	rcu_read_unlock();
 	return found;
 }
 
+/* Clears the bits from @block to before @behind, whole words at once. */
+static void clear_bits(unsigned long *bits, unsigned long block,
+		       unsigned long behind)
+{
+	while (block < behind) {
+		if (block % BITS_PER_LONG || behind - block < BITS_PER_LONG) {
+			clear_bit(block++, bits);
+			continue;
+		}
+		xchg(&bits[block / BITS_PER_LONG], 0);
+		block += BITS_PER_LONG;
+	}
+}
+
 /**
- * memfd_blocks_clear() - nothing of a block was pinned
+ * memfd_blocks_clear() - nothing of a part was pinned
  * @mp: Protection of the file.
- * @part: From memfd_blocks_next(). Nothing is done if it is not a whole block.
+ * @part: From memfd_blocks_next(). Blocks that it does not have as a whole keep their
+ *	  bits.
  *
  * Context: inode_lock(). A full barrier behind it.
- * Return: True if the bit was cleared. The caller looks once more, and calls
- * memfd_blocks_note() if there are pins.
+ * Return: False if there were none. Otherwise the caller looks once more, and calls
+ * memfd_blocks_restore() if there are pins.
  */
 bool memfd_blocks_clear(struct memfd_protect *mp, const struct memfd_span *part)
 {
-	unsigned long block = part->first / BLOCK_PAGES;
+	unsigned long block = DIV_ROUND_UP(part->first, BLOCK_PAGES);
+	unsigned long behind = (part->last + 1) / BLOCK_PAGES;
 	struct memfd_blocks *blocks;
-	bool cleared = false;
 
-	if (part->first % BLOCK_PAGES || part->last - part->first + 1 != BLOCK_PAGES)
-		return false;
 	rcu_read_lock();
 	blocks = rcu_dereference(mp->blocks);
-	if (blocks && block < blocks->nr) {
-		clear_bit(block, blocks->bits);
-		cleared = true;
-	}
-	smp_mb();
+	behind = blocks ? min(behind, blocks->nr) : 0;
+	if (block < behind)
+		clear_bits(blocks->bits, block, behind);
 	rcu_read_unlock();
-	return cleared;
+	smp_mb();
+	return block < behind;
+}
+
+/**
+ * memfd_blocks_restore() - there may be pins after all
+ * @mp: Protection of the file.
+ * @part: Where.
+ *
+ * Context: inode_lock().
+ */
+void memfd_blocks_restore(struct memfd_protect *mp, const struct memfd_span *part)
+{
+	unsigned long block = part->first / BLOCK_PAGES;
+	struct memfd_blocks *blocks;
+
+	rcu_read_lock();
+	blocks = rcu_dereference(mp->blocks);
+	for (; blocks && block < blocks->nr && block <= part->last / BLOCK_PAGES; block++)
+		set_bit(block, blocks->bits);
+	rcu_read_unlock();
 }

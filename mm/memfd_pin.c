@@ -138,13 +138,20 @@ static bool folio_has_pins(struct folio *folio, bool references)
 
 /**
  * struct pin_look - how to look for pins
+ * @mp: Protection of the file.
  * @references: References count, see above.
  * @unmark: Take marks away from folios that have no pins.
  */
 struct pin_look {
+	struct memfd_protect *mp;
 	bool references;
 	bool unmark;
 };
+
+static bool references_count(struct memfd_protect *mp)
+{
+	return READ_ONCE(mp->got_pages) && memfd_hook(GOT_PAGES);
+}
 
 /*
  * Whether a writer may hold @folio, and where it is then. The lock keeps it in the
@@ -163,9 +170,9 @@ static bool folio_is_held(struct xa_state *xas, struct folio *folio,
 		held = false;
 		if (look->unmark) {
 			folio_unmark(folio);
-			/* See (P). */
+			/* See (P). The first reference may have come meanwhile. */
 			smp_mb__after_atomic();
-			held = folio_has_pins(folio, look->references);
+			held = folio_has_pins(folio, references_count(look->mp));
 			if (held)
 				folio_mark(folio);
 		}
@@ -180,16 +187,10 @@ static bool folio_is_held(struct xa_state *xas, struct folio *folio,
 	return held;
 }
 
-static bool references_count(struct memfd_protect *mp)
-{
-	return READ_ONCE(mp->got_pages) && memfd_hook(GOT_PAGES);
-}
-
 /* Looks at each folio of a range. */
-static bool find_in(struct memfd_protect *mp, struct memfd_span *span,
-		    const struct pin_look *look)
+static bool find_in(struct memfd_span *span, const struct pin_look *look)
 {
-	XA_STATE(xas, &mp->inode->i_mapping->i_pages, span->first);
+	XA_STATE(xas, &look->mp->inode->i_mapping->i_pages, span->first);
 	unsigned int batch = 0;
 	struct folio *folio;
 	bool found = false;
@@ -210,21 +211,23 @@ static bool find_in(struct memfd_protect *mp, struct memfd_span *span,
 	return found;
 }
 
-/* There were no pins in a part of the file. */
+/* There were no pins in a part of the file: so it is not looked at the next time. */
 static bool find_late(struct memfd_protect *mp, struct memfd_span *part)
 {
-	const struct pin_look look = { references_count(mp), false };
+	const struct pin_look look = { mp, references_count(mp), false };
+	struct memfd_span rest = *part;
 
-	if (!memfd_blocks_clear(mp, part) || !find_in(mp, part, &look))
+	if (!memfd_blocks_clear(mp, part) || !find_in(part, &look))
 		return false;
-	memfd_blocks_note(mp, part->first);
+	rest.first = part->first;
+	memfd_blocks_restore(mp, &rest);
 	return true;
 }
 
 static bool find_pin(struct memfd_protect *mp, struct memfd_span *span,
 		     bool unmark)
 {
-	const struct pin_look look = { references_count(mp), unmark };
+	const struct pin_look look = { mp, references_count(mp), unmark };
 	struct memfd_span part = *span;
 
 	/* Page-table entries and modes are changed before counts are read. */
@@ -232,7 +235,7 @@ static bool find_pin(struct memfd_protect *mp, struct memfd_span *span,
 	if (!memfd_hook(PINS))
 		return false;
 	while (part.first <= span->last && memfd_blocks_next(mp, &part, unmark)) {
-		if (find_in(mp, &part, &look) ||
+		if (find_in(&part, &look) ||
 		    (unmark && find_late(mp, &part))) {
 			*span = part;
 			return true;
@@ -507,8 +510,12 @@ bool __memfd_protect_pin_end(struct file *file, struct folio **folios,
 	if (!mp || !memfd_hook(PIN_FOLIOS))
 		return true;
 	/* The pins are there; memfd_protect() stores modes before it looks. */
-	for (i = 0; i < nr; i++)
+	for (i = 0; i < nr; i++) {
 		mark_pinned(mp, folios[i]);
+		/* Where it looks, unless they have just been reclaimed. */
+		if (READ_ONCE(folios[i]->mapping) != file->f_mapping)
+			return false;
+	}
 	mutex_lock(&mp->lock);
 	protected = memfd_ranges_find(&mp->modes, GENMASK(3, 1), &first, &last);
 	mutex_unlock(&mp->lock);

@@ -723,6 +723,7 @@ int memfd_protect_scan(struct memfd_protect *mp, pgoff_t start, pgoff_t last,
 		return scan_log(mp, start, last, spans, nr, false);
 	if (down_write_killable(&inode->i_rwsem))
 		return -EINTR;
+	memfd_blocks_prepare(mp);
 	n = scan_log(mp, start, last, spans, nr, true);
 	if (n > 0) {
 		err = memfd_walk_protect(inode->i_mapping, spans, n);

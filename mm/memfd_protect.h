@@ -146,6 +146,7 @@ struct memfd_waiters {
  * @flight.last: Last page offset, under @lock.
  * @kernel: MEMFD_NOTIFY_KERNEL of the event fd.
  * @pinned: Pages may be pinned for writing anywhere, see mm/memfd_blocks.c.
+ * @noted: Blocks up to the last one that was pinned while it had no bit.
  * @blocks: Otherwise, where they may be. NULL until the first memfd_protect().
  * @got_pages: Somebody got pages to write them, and holds mere references.
  *	       Never false again.
@@ -170,6 +171,7 @@ struct memfd_protect {
 	} flight;
 	bool kernel;
 	bool pinned;
+	atomic_long_t noted;
 	struct memfd_blocks __rcu *blocks;
 	bool got_pages;
 	loff_t busy;
@@ -239,6 +241,8 @@ bool memfd_blocks_next(struct memfd_protect *mp, struct memfd_span *part,
 		       bool locked);
 bool memfd_blocks_clear(struct memfd_protect *mp,
 			const struct memfd_span *part);
+void memfd_blocks_restore(struct memfd_protect *mp,
+			  const struct memfd_span *part);
 
 /* mm/memfd_waiters.c */
 void memfd_waiters_init(struct memfd_waiters *waiters);

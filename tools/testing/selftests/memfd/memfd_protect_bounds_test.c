@@ -262,6 +262,94 @@ TEST_F(file, pin_that_stays)
 	EXPECT_EQ(0, protect_pages(self->fd, 0, NR_PAGES, MEMFD_PROTECT_DENY));
 }
 
+/*
+ * A pin is found wherever it is in a large file: at both ends of 2 MiB, in what the file
+ * has grown by, behind its end, and next to others. Where there is none any more there
+ * is nothing in the way.
+ */
+#define BLOCK		(2UL << 20)
+#define LARGE		(70 * BLOCK)
+
+static bool pinned_at(int fd, uint64_t offset, uint64_t from, uint64_t length)
+{
+	return sys_memfd_protect(fd, from, length, PROT_READ,
+				 MEMFD_PROTECT_DENY) == -EBUSY &&
+	       fdinfo_value(fd, "protect_busy:") == (long)offset;
+}
+
+static bool free_of_pins(int fd)
+{
+	return !protect_pages(fd, 0, 0, MEMFD_PROTECT_DENY) &&
+	       !unprotect_pages(fd, 0, 0);
+}
+
+TEST_F(file, pins_in_a_large_file)
+{
+	const size_t page = self->page;
+	const size_t offsets[] = {
+		0, BLOCK - page, BLOCK, 5 * BLOCK + 77 * page,
+		64 * BLOCK - page, 64 * BLOCK, LARGE - page,
+	};
+	struct pin pins[ARRAY_SIZE(offsets)];
+	char *map;
+
+	/* It knows of each block of the small file, before it grows */
+	EXPECT_TRUE(free_of_pins(self->fd));
+	ASSERT_EQ(0, ftruncate(self->fd, LARGE));
+	map = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	for (int turn = 0; turn < 3; turn++) {
+		for (size_t i = 0; i < ARRAY_SIZE(offsets); i++) {
+			size_t at = offsets[i];
+
+			ASSERT_TRUE(pin_take(&pins[i], map + at, page));
+			EXPECT_TRUE(pinned_at(self->fd, at, at, page));
+			/* A page near it is free */
+			EXPECT_EQ(0, protect_pages(self->fd, at / page ^ 2, 1,
+						   MEMFD_PROTECT_DENY));
+			EXPECT_EQ(0, unprotect_pages(self->fd, 0, 0));
+		}
+		/* From below, one after the other is let go */
+		for (size_t i = 0; i < ARRAY_SIZE(offsets); i++) {
+			EXPECT_TRUE(pinned_at(self->fd, offsets[i], 0, 0));
+			pin_give_back(&pins[i]);
+		}
+		EXPECT_TRUE(free_of_pins(self->fd));
+	}
+	/* It grows once more, with a pin in what was there */
+	ASSERT_TRUE(pin_take(&pins[0], map + 3 * BLOCK, page));
+	ASSERT_EQ(0, ftruncate(self->fd, 1000 * BLOCK));
+	EXPECT_TRUE(pinned_at(self->fd, 3 * BLOCK, 0, 0));
+	pin_give_back(&pins[0]);
+	EXPECT_TRUE(free_of_pins(self->fd));
+	munmap(map, LARGE);
+}
+
+/* A scan leaves pages with a pin in the log, and finds them, after growth as well */
+TEST_F(file, pins_in_a_log)
+{
+	struct memfd_range range;
+	struct pin pin;
+	char *map;
+
+	ASSERT_EQ(0, protect_pages(self->fd, 0, 0, MEMFD_PROTECT_ASYNC));
+	ASSERT_EQ(0, ftruncate(self->fd, LARGE));
+	map = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_TRUE(pin_take(&pin, map + 33 * BLOCK, self->page));
+	for (int turn = 0; turn < 3; turn++) {
+		EXPECT_EQ(1, scan_range(self->nfd, 0, 0, &range, 1,
+					MEMFD_SCAN_REPROTECT, NULL));
+		EXPECT_EQ(33 * BLOCK, range.offset);
+	}
+	pin_give_back(&pin);
+	EXPECT_EQ(1, scan_range(self->nfd, 0, 0, &range, 1,
+				MEMFD_SCAN_REPROTECT, NULL));
+	EXPECT_EQ(0, scan_range(self->nfd, 0, 0, &range, 1,
+				MEMFD_SCAN_REPROTECT, NULL));
+	munmap(map, LARGE);
+}
+
 /* Part 2: bystanders */
 
 struct attack {
