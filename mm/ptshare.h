@@ -48,7 +48,8 @@ enum ptshare_class {
  * @nr_guests: The number of guests. Written under i_mmap_rwsem.
  * @mm: The host, an address space in which nobody runs. NULL until the first fault;
  *	read with READ_ONCE() by whoever does not know that a guest has links.
- * @making: Held by whoever makes the host, or registers @notifier.
+ * @making: Held by whoever makes the host, or a VMA of it.
+ * @registering: Held by whoever registers @notifier. No fault waits for it.
  * @notifier: Of @mm. Tells guests that have notifiers. Without operations until there
  *	      are some.
  * @vma: Its VMAs, one for each class. Each comes with the first fault of a guest of
@@ -73,6 +74,7 @@ struct ptshare {
 	unsigned long nr_guests;
 	struct mm_struct *mm;
 	struct mutex making;
+	struct mutex registering;
 	struct mmu_notifier notifier;
 	struct vm_area_struct *vma[PTSHARE_CLASSES];
 	struct file file;
@@ -165,6 +167,8 @@ struct ptshare *ptshare_of(const struct vm_area_struct *vma);
 struct ptshare *ptshare_make(struct inode *inode);
 enum ptshare_class ptshare_link_class(const struct vm_area_struct *guest);
 int ptshare_make_host(struct ptshare *ps, const struct vm_area_struct *guest);
+int ptshare_complete_host(struct ptshare *ps,
+			  const struct vm_area_struct *guest);
 void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest);
 void ptshare_guest_left(struct vm_area_struct *guest, pgoff_t first,
 			pgoff_t last);

@@ -37,7 +37,9 @@
  *
  *   mmap lock, VMA lock of a guest
  *     ptshare.making			the host, until it is there
- *     mmap lock of the host		its VMAs; class of its own
+ *       mmap lock of the host		its VMAs; class of its own
+ *     ptshare.registering		its notifier, when all VMAs are there
+ *       mmap lock of the host
  *       i_mmap_rwsem of the file	ptshare.guests, and what is to be freed
  */
 
@@ -728,6 +730,27 @@ enum ptshare_class ptshare_link_class(const struct vm_area_struct *guest)
 	return class;
 }
 
+/*
+ * Makes what is missing of the host, the VMA of a class above all. Its mmap lock is a
+ * class of its own here, since nobody registers a notifier before all VMAs are there:
+ * see ptshare_complete_host().
+ */
+static int make_class(struct ptshare *ps, const struct vm_area_struct *guest,
+		      enum ptshare_class class)
+{
+	int err = 0;
+
+	lockdep_assert_held(&ps->making);
+	if (!ps->mm)
+		err = host_init(ps);
+	if (!err && !ps->vma[class]) {
+		mmap_write_lock_nested(ps->mm, SINGLE_DEPTH_NESTING);
+		err = host_add_vma(ps, ps->mm, class, ptshare_vm_ops(guest));
+		mmap_write_unlock(ps->mm);
+	}
+	return err;
+}
+
 /**
  * ptshare_make_host() - make what a guest needs of the host, unless it is there
  * @ps: Shared page tables of the file.
@@ -739,19 +762,36 @@ enum ptshare_class ptshare_link_class(const struct vm_area_struct *guest)
 int ptshare_make_host(struct ptshare *ps, const struct vm_area_struct *guest)
 {
 	enum ptshare_class class = ptshare_link_class(guest);
-	int err = 0;
+	int err;
 
 	/* Pairs with host_add_vma(). */
 	if (smp_load_acquire(&ps->vma[class]))
 		return 0;
 	mutex_lock(&ps->making);
-	if (!ps->mm)
-		err = host_init(ps);
-	if (!err && !ps->vma[class]) {
-		mmap_write_lock(ps->mm);
-		err = host_add_vma(ps, ps->mm, class, ptshare_vm_ops(guest));
-		mmap_write_unlock(ps->mm);
-	}
+	err = make_class(ps, guest, class);
+	mutex_unlock(&ps->making);
+	return err;
+}
+
+/**
+ * ptshare_complete_host() - make all that there can be of the host
+ * @ps: Shared page tables of the file.
+ * @guest: A VMA of it.
+ *
+ * From then on faults need neither ptshare.making nor the mmap lock of the host. So
+ * who registers a notifier may hold that, and wait for somebody who waits for faults.
+ *
+ * Context: May sleep. mmap lock of @guest.
+ * Return: 0 or -ENOMEM.
+ */
+int ptshare_complete_host(struct ptshare *ps, const struct vm_area_struct *guest)
+{
+	enum ptshare_class class;
+	int err = 0;
+
+	mutex_lock(&ps->making);
+	for (class = 0; !err && class < PTSHARE_CLASSES; class++)
+		err = make_class(ps, guest, class);
 	mutex_unlock(&ps->making);
 	return err;
 }
@@ -884,6 +924,7 @@ struct ptshare *ptshare_make(struct inode *inode)
 	ps->by_mm = RB_ROOT;
 	INIT_LIST_HEAD(&ps->mms);
 	mutex_init(&ps->making);
+	mutex_init(&ps->registering);
 	if (try_cmpxchg(&SHMEM_I(inode)->ptshare, &there, ps))
 		return ps;
 	kfree(ps);

@@ -17,7 +17,9 @@
  * Links are cleared by the process itself, which tells about that as it does about
  * its own entries: ptshare_unlink_notify(), or who calls unmap_page_range().
  *
- * Locks: those of a guest, ptshare.making, then as mmu_notifier_register() of the host.
+ * Locks: mmap lock of a guest, ptshare.registering, then as mmu_notifier_register() of
+ * the host, which waits for who registers a notifier of any process, and he waits for
+ * faults. So those wait for none of this: see ptshare_complete_host().
  */
 
 #include <linux/mm.h>
@@ -176,18 +178,18 @@ static const struct mmu_notifier_ops forward_ops = {
 int ptshare_forward(const struct vm_area_struct *vma)
 {
 	struct ptshare *ps = ptshare_of(vma);
-	int err = ptshare_make_host(ps, vma);
+	int err = ptshare_complete_host(ps, vma);
 
 	if (err)
 		return err;
-	mutex_lock(&ps->making);
+	mutex_lock(&ps->registering);
 	if (!ps->notifier.ops) {
 		ps->notifier.ops = &forward_ops;
 		err = mmu_notifier_register(&ps->notifier, ps->mm);
 		if (err)
 			ps->notifier.ops = NULL;
 	}
-	mutex_unlock(&ps->making);
+	mutex_unlock(&ps->registering);
 	return err;
 }
 
