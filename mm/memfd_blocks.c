@@ -57,7 +57,7 @@ static unsigned long blocks_of(const struct memfd_protect *mp)
 {
 	unsigned long nr = DIV_ROUND_UP_ULL(i_size_read(mp->inode), SZ_2M);
 
-	return max(nr, (unsigned long)atomic_long_read(&mp->noted));
+	return max_t(unsigned long, nr, atomic_long_read(&mp->noted));
 }
 
 static void copy_bits(struct memfd_blocks *to, const struct memfd_blocks *from)
@@ -123,9 +123,10 @@ static void note_without_bit(struct memfd_protect *mp, unsigned long block)
 	while (noted <= (long)block &&
 	       !atomic_long_try_cmpxchg(&mp->noted, &noted, block + 1))
 		;
-	/* Behind what the bits must reach to. */
-	if (!READ_ONCE(mp->pinned))
-		smp_store_release(&mp->pinned, true);
+	if (READ_ONCE(mp->pinned))
+		return;
+	/* Pairs with all_blocks(), which asks next how far the bits must reach. */
+	smp_store_release(&mp->pinned, true);
 }
 
 /**
@@ -142,11 +143,10 @@ void memfd_blocks_note(struct memfd_protect *mp, pgoff_t index)
 
 	rcu_read_lock();
 	blocks = rcu_dereference(mp->blocks);
-	if (!blocks || block >= blocks->nr) {
+	if (!blocks || block >= blocks->nr)
 		note_without_bit(mp, block);
-	} else if (!test_bit(block, blocks->bits) && memfd_hook(BLOCKS)) {
+	else if (!test_bit(block, blocks->bits) && memfd_hook(BLOCKS))
 		set_bit(block, blocks->bits);
-	}
 	rcu_read_unlock();
 }
 
@@ -154,6 +154,7 @@ void memfd_blocks_note(struct memfd_protect *mp, pgoff_t index)
 static bool all_blocks(struct memfd_protect *mp, struct memfd_blocks *blocks,
 		       bool locked)
 {
+	/* Pairs with note_without_bit(). */
 	if (!smp_load_acquire(&mp->pinned))
 		return false;
 	if (!locked || !blocks || blocks->nr < blocks_of(mp))
@@ -238,6 +239,7 @@ bool memfd_blocks_clear(struct memfd_protect *mp, const struct memfd_span *part)
 	if (block < behind)
 		clear_bits(blocks->bits, block, behind);
 	rcu_read_unlock();
+	/* The bits are cleared before the caller looks once more (N). */
 	smp_mb();
 	return block < behind;
 }

@@ -73,8 +73,8 @@ struct ptshare {
 	struct list_head mms;
 	unsigned long nr_guests;
 	struct mm_struct *mm;
-	struct mutex making;
-	struct mutex registering;
+	struct mutex making; /* see above */
+	struct mutex registering; /* see above */
 	struct mmu_notifier notifier;
 	struct vm_area_struct *vma[PTSHARE_CLASSES];
 	struct file file;

@@ -178,7 +178,7 @@ pud_t *ptshare_alloc_pud(struct mm_struct *mm, unsigned long addr)
 static pmd_t *host_pmd(struct mm_struct *mm, unsigned long addr)
 {
 	pud_t *pud = ptshare_alloc_pud(mm, addr);
-	spinlock_t *ptl;
+	spinlock_t *ptl; /* of the PUD table */
 	pmd_t *new;
 
 	if (!pud || !pud_none(READ_ONCE(*pud)))
@@ -708,6 +708,7 @@ static int host_init(struct ptshare *ps)
 	memfd_mm_init_user_ns(mm);
 	mm->ptshare = ps;
 	host_init_file(ps);
+	/* Whoever sees it sees all of it. */
 	smp_store_release(&ps->mm, mm);
 	return 0;
 }

@@ -311,7 +311,7 @@ static bool unlink_gib(struct vm_area_struct *vma, unsigned long addr,
 		       pud_t *pud, struct unlinked *un)
 {
 	unsigned long start = ALIGN_DOWN(addr, PUD_SIZE);
-	spinlock_t *ptl;
+	spinlock_t *ptl; /* of the guest's PUD table */
 	pmd_t *gib;
 
 	if (!ptshare_whole_gib(vma, addr))

@@ -80,15 +80,15 @@ void __ptshare_new_file(struct inode *inode)
 
 #ifdef CONFIG_SYSFS
 static ssize_t kernel_mount_show(struct kobject *kobj,
-				  struct kobj_attribute *attr, char *buf)
+				 struct kobj_attribute *attr, char *buf)
 {
 	return sysfs_emit(buf, "%s\n", ptshare_kernel_shares() ?
 			  "[always] never" : "always [never]");
 }
 
 static ssize_t kernel_mount_store(struct kobject *kobj,
-				   struct kobj_attribute *attr, const char *buf,
-				   size_t count)
+				  struct kobj_attribute *attr, const char *buf,
+				  size_t count)
 {
 	struct vfsmount *mnt = ptshare_kernel_mount();
 	struct shmem_sb_info *sbinfo;

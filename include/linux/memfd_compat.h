@@ -15,7 +15,7 @@
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 3, 0)
 
-typedef bool memfd_young_t;	/* of MMU notifiers */
+#define memfd_young_t			bool	/* of MMU notifiers */
 
 #define memfd_lazy_mmu_enable()		lazy_mmu_mode_enable()
 #define memfd_lazy_mmu_disable()	lazy_mmu_mode_disable()
@@ -71,7 +71,7 @@ do {									\
 
 #else /* 6.12 */
 
-typedef int memfd_young_t;
+#define memfd_young_t			int
 
 #define memfd_lazy_mmu_enable()		arch_enter_lazy_mmu_mode()
 #define memfd_lazy_mmu_disable()	arch_leave_lazy_mmu_mode()

@@ -966,7 +966,6 @@ static inline int ptshare_notifies(struct mm_struct *mm)
 	return 0;
 }
 
-
 static inline int ptshare_unshare_range(struct mm_struct *mm,
 					unsigned long start, unsigned long end)
 {
