@@ -17,7 +17,7 @@
  * Invariant G. In a GiB that a VMA shares as a whole its PUD entry is empty, or a link,
  * or points to a PMD table of its own that was there before the GiB was whole. Faults
  * link at the level that they find. Elsewhere no PUD entry is a link. Who makes a GiB
- * whole may free the PMD table (ptshare_join_gib()); who cuts one clears the link before
+ * whole may free the PMD table (ptshare_merge()); who cuts one clears the link before
  * (ptshare_split()), both with the locks that keep out faults, see B in mm/ptshare.c.
  *
  * A table of the host has as many links as PMD entries and, by way of its PMD table,

@@ -21,32 +21,45 @@ FIXTURE(gibs) {
 	struct ptshare_counts counts;
 };
 
+/*
+ * A file that this process has mapped and filled, and a peer that has mapped it; and
+ * their end. Macros, because each fixture has a type of its own.
+ */
+#define MAP_GIBS(self) do { \
+	if (!have_ptshare()) \
+		SKIP(return, "no shared page tables"); \
+	(self)->tables = ptshare_tables(); \
+	(self)->counts = ptshare_counts(); \
+	(self)->fd = share_file(TABLES, have_protect() ? MFD_ALLOW_PROTECT : 0); \
+	ASSERT_LE(0, (self)->fd); \
+	ASSERT_TRUE(peer_start_mapped(&(self)->peer, (self)->fd, 0, SIZE, \
+				      PROT_RW)); \
+	(self)->map = map_file((self)->fd, 0, SIZE, PROT_RW); \
+	ASSERT_NE(MAP_FAILED, (self)->map); \
+	fill((self)->map, 0, TABLES, SEED); \
+	(self)->peer.arg->seed = SEED; \
+} while (0)
+
+#define UNMAP_GIBS(self) do { \
+	struct ptshare_counts now; \
+	\
+	peer_kill(&(self)->peer); \
+	munmap((self)->map, SIZE); \
+	close((self)->fd); \
+	EXPECT_TRUE(tables_become((self)->tables)); \
+	now = ptshare_counts(); \
+	EXPECT_EQ(now.link - (self)->counts.link, \
+		  now.unlink - (self)->counts.unlink); \
+} while (0)
+
 FIXTURE_SETUP(gibs)
 {
-	if (!have_ptshare())
-		SKIP(return, "no shared page tables");
-	self->tables = ptshare_tables();
-	self->counts = ptshare_counts();
-	self->fd = share_file(TABLES, have_protect() ? MFD_ALLOW_PROTECT : 0);
-	ASSERT_LE(0, self->fd);
-	ASSERT_TRUE(peer_start_mapped(&self->peer, self->fd, 0, SIZE, PROT_RW));
-	self->map = map_file(self->fd, 0, SIZE, PROT_RW);
-	ASSERT_NE(MAP_FAILED, self->map);
-	fill(self->map, 0, TABLES, SEED);
-	self->peer.arg->seed = SEED;
+	MAP_GIBS(self);
 }
 
 FIXTURE_TEARDOWN(gibs)
 {
-	struct ptshare_counts now;
-
-	peer_kill(&self->peer);
-	munmap(self->map, SIZE);
-	close(self->fd);
-	EXPECT_TRUE(tables_become(self->tables));
-	now = ptshare_counts();
-	EXPECT_EQ(now.link - self->counts.link,
-		  now.unlink - self->counts.unlink);
+	UNMAP_GIBS(self);
 }
 
 /* All pages are right for both, and shared */
@@ -143,31 +156,13 @@ FIXTURE_VARIANT_ADD(part, end) { SIZE - GIB / 2, GIB / 2 };
 
 FIXTURE_SETUP(part)
 {
-	if (!have_ptshare())
-		SKIP(return, "no shared page tables");
-	self->tables = ptshare_tables();
-	self->counts = ptshare_counts();
-	self->fd = share_file(TABLES, have_protect() ? MFD_ALLOW_PROTECT : 0);
-	ASSERT_LE(0, self->fd);
-	ASSERT_TRUE(peer_start_mapped(&self->peer, self->fd, 0, SIZE, PROT_RW));
-	self->map = map_file(self->fd, 0, SIZE, PROT_RW);
-	ASSERT_NE(MAP_FAILED, self->map);
-	fill(self->map, 0, TABLES, SEED);
-	self->peer.arg->seed = SEED;
+	MAP_GIBS(self);
 	ASSERT_EQ(0, peer_call(&self->peer, peer_check_all));
 }
 
 FIXTURE_TEARDOWN(part)
 {
-	struct ptshare_counts now;
-
-	peer_kill(&self->peer);
-	munmap(self->map, SIZE);
-	close(self->fd);
-	EXPECT_TRUE(tables_become(self->tables));
-	now = ptshare_counts();
-	EXPECT_EQ(now.link - self->counts.link,
-		  now.unlink - self->counts.unlink);
+	UNMAP_GIBS(self);
 }
 
 /* It was undone: whole GiBs again, and nothing else left */

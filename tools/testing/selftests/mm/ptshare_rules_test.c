@@ -89,6 +89,14 @@ static char *stage_map(struct scene *s)
 	return NULL;
 }
 
+/* The same, with all of its pages there */
+static char *stage_resident(struct scene *s, size_t tables)
+{
+	if (!stage(s, tables, 0) || fallocate(s->fd, 0, 0, s->len))
+		return NULL;
+	return stage_map(s);
+}
+
 static bool stage_peer(struct scene *s, struct peer *p, int prot)
 {
 	if (!peer_start_mapped(p, s->fd, 0, s->len, prot))
@@ -795,11 +803,8 @@ static long run_code(void *arg)
 static void scenario_modify(struct scene *s)
 {
 	struct outcome out = { 0 };
-	char *map;
+	char *map = stage_resident(s, 4);
 
-	if (!stage(s, 4, 0) || fallocate(s->fd, 0, 0, s->len))
-		return;
-	map = stage_map(s);
 	if (!map)
 		return;
 	map[0] = 0xc3;	/* ret */
@@ -819,11 +824,8 @@ static void scenario_modify(struct scene *s)
 static void scenario_lock(struct scene *s)
 {
 	long long before, grown;
-	char *map;
+	char *map = stage_resident(s, 4);
 
-	if (!stage(s, 4, 0) || fallocate(s->fd, 0, 0, s->len))
-		return;
-	map = stage_map(s);
 	if (!map)
 		return;
 	before = meminfo_kb("Mlocked");
