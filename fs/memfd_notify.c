@@ -143,20 +143,22 @@ static int check_scan(struct memfd_scan *scan)
 	return 0;
 }
 
-/* Tells user space of @nr ranges. */
+/* Tells user space of @nr ranges, some at a time. */
 static int put_ranges(struct memfd_range __user *to,
 		      const struct memfd_span *spans, unsigned int nr)
 {
-	unsigned int i;
+	struct memfd_range ranges[16];
+	unsigned int i, some;
 
-	for (i = 0; i < nr; i++) {
-		struct memfd_range range = {
-			.offset = (u64)spans[i].first << PAGE_SHIFT,
-			.length = (u64)(spans[i].last - spans[i].first + 1)
-				  << PAGE_SHIFT,
-		};
+	for (; nr; nr -= some, spans += some, to += some) {
+		some = min_t(unsigned int, nr, ARRAY_SIZE(ranges));
+		for (i = 0; i < some; i++) {
+			u64 nr_pages = spans[i].last - spans[i].first + 1;
 
-		if (copy_to_user(&to[i], &range, sizeof(range)))
+			ranges[i].offset = (u64)spans[i].first << PAGE_SHIFT;
+			ranges[i].length = nr_pages << PAGE_SHIFT;
+		}
+		if (copy_to_user(to, ranges, some * sizeof(*ranges)))
 			return -EFAULT;
 	}
 	return 0;
@@ -164,8 +166,8 @@ static int put_ranges(struct memfd_range __user *to,
 
 /*
  * One batch after the other, from scan->start on. Counts the ranges that user
- * space has in *@total. A batch begins one page behind the last range, because
- * that page was not in the log when the range was found: ranges stay apart.
+ * space has in *@total. A batch begins behind the page that follows the last range,
+ * which was not in the log when the range was found: ranges stay apart.
  */
 static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 			struct memfd_span *spans, unsigned int size,
@@ -179,7 +181,7 @@ static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 	scan->walk_end = scan->start;
 	while (start < end && *total < scan->nr_ranges) {
 		unsigned int want = min_t(u64, size, scan->nr_ranges - *total);
-		int nr = memfd_protect_scan(mp, start, end - 1, spans, want,
+		int nr = memfd_protect_scan(mp, &start, end - 1, spans, want,
 					    take);
 
 		if (nr < 0)
@@ -193,7 +195,6 @@ static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 			break;
 		*total += nr;
 		scan->walk_end = (u64)(spans[nr - 1].last + 1) << PAGE_SHIFT;
-		start = spans[nr - 1].last + 2;
 	}
 	/* What is left, if it is anything, is not in the log. */
 	if (*total < scan->nr_ranges)

@@ -248,6 +248,24 @@ static bool find_pin(struct memfd_protect *mp, struct memfd_span *span,
 }
 
 /**
+ * memfd_pin_possible() - whether a writer may hold pages of a range
+ * @mp: Protection of the file.
+ * @first: First page offset.
+ * @last: Last page offset.
+ *
+ * Context: As memfd_pin_find().
+ * Return: False if memfd_pin_find() would find none in any part of it.
+ */
+bool memfd_pin_possible(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+{
+	struct memfd_span part = { first, last };
+
+	/* Page-table entries and modes are changed before bits are read. */
+	smp_mb();
+	return memfd_blocks_next(mp, &part, true) && memfd_hook(PINS);
+}
+
+/**
  * memfd_pin_find() - find pages that a writer may hold
  * @mp: Protection of the file.
  * @span: In: where to look. Out: the part of it that the first such folio has.

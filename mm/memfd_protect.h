@@ -296,8 +296,6 @@ void memfd_flight_end(struct memfd_protect *mp, enum memfd_mode mode,
 		      bool keep);
 int memfd_state_change(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 		       unsigned int state, memfd_change_fn *change, void *arg);
-int memfd_state_set(struct memfd_ranges *map, pgoff_t first, pgoff_t last,
-		    unsigned int value, struct memfd_ranges_pool *pool);
 int memfd_state_unprotect(struct memfd_protect *mp,
 			  const struct memfd_span *span, unsigned int modes,
 			  struct memfd_ranges_pool *pool);
@@ -312,6 +310,7 @@ int memfd_state_verdict(struct memfd_protect *mp, struct memfd_writer *writer,
 			bool log);
 
 /* mm/memfd_pin.c */
+bool memfd_pin_possible(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
 bool memfd_pin_find(struct memfd_protect *mp, struct memfd_span *span);
 int memfd_pin_wait(struct memfd_protect *mp, pgoff_t first, pgoff_t last);
 int memfd_pin_settle(struct memfd_protect *mp, pgoff_t first, pgoff_t last,

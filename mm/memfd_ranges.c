@@ -36,13 +36,14 @@
 #include <linux/bits.h>
 #include <linux/bug.h>
 #include <linux/kernel.h>
+#include <linux/log2.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 
 #include "memfd_ranges.h"
 
-#define LEAF_SHIFT	9
-#define LEAF_PAGES	BIT(LEAF_SHIFT)
+#define LEAF_PAGES	MEMFD_RANGES_LEAF_PAGES
+#define LEAF_SHIFT	const_ilog2(LEAF_PAGES)
 #define NODE_SHIFT	6
 #define NODE_SLOTS	BIT(NODE_SHIFT)
 #define MAX_SHIFT	(LEAF_SHIFT + 7 * NODE_SHIFT)
@@ -60,10 +61,10 @@
 /* What a pool gets at a time: one end of a range in a tree of full height. */
 #define POOL_REFILL	9
 
-#define VALUE_BITS	2
-#define VALUE_MASK	3UL
-#define WORD_PAGES	(BITS_PER_LONG / VALUE_BITS)
-#define WORD_ONES	(~0UL / VALUE_MASK)	/* every page has value 1 */
+#define VALUE_BITS	MEMFD_RANGES_BITS
+#define VALUE_MASK	(BIT(VALUE_BITS) - 1)
+#define WORD_PAGES	MEMFD_RANGES_WORD_PAGES
+#define WORD_ONES	MEMFD_RANGES_ONES
 
 static_assert(MEMFD_RANGES_LAST >> MAX_SHIFT == 0);
 
@@ -73,7 +74,7 @@ static_assert(MEMFD_RANGES_LAST >> MAX_SHIFT == 0);
  *         One store changes a page.
  */
 struct memfd_ranges_leaf {
-	unsigned long words[LEAF_PAGES / WORD_PAGES];
+	unsigned long words[MEMFD_RANGES_LEAF_WORDS];
 };
 
 /* What kmalloc() makes of a size that is a power of two has that alignment. */
@@ -120,17 +121,18 @@ struct memfd_ranges_undo {
 
 static inline void *mk_value(unsigned int value)
 {
-	return (void *)((unsigned long)value << 1 | 1);
+	return (void *)((unsigned long)value << MEMFD_RANGES_VALUE_SHIFT |
+			MEMFD_RANGES_IS_VALUE);
 }
 
 static inline bool is_value(const void *entry)
 {
-	return (unsigned long)entry & 1;
+	return (unsigned long)entry & MEMFD_RANGES_IS_VALUE;
 }
 
 static inline unsigned int to_value(const void *entry)
 {
-	return (unsigned long)entry >> 1;
+	return (unsigned long)entry >> MEMFD_RANGES_VALUE_SHIFT;
 }
 
 static inline void *mk_pointer(void *to, unsigned int shift)
@@ -208,22 +210,25 @@ static unsigned int leaf_get_run(const struct memfd_ranges_leaf *leaf,
 	return value;
 }
 
+/* @word with a value for the pages @first to @last, which both are in it. */
+static unsigned long word_with(unsigned long word, pgoff_t first, pgoff_t last,
+			       unsigned int value)
+{
+	unsigned long mask = memfd_ranges_mask(first, last);
+
+	return (word & ~mask) | (value * WORD_ONES & mask);
+}
+
 static void leaf_set(struct memfd_ranges_leaf *leaf, pgoff_t first,
 		     pgoff_t last, unsigned int value)
 {
-	unsigned int from = first & (LEAF_PAGES - 1);
-	unsigned int to = last & (LEAF_PAGES - 1);
-	unsigned int i;
+	pgoff_t end;
 
-	for (i = from / WORD_PAGES; i <= to / WORD_PAGES; i++) {
-		unsigned int low = max(from, i * WORD_PAGES) % WORD_PAGES;
-		unsigned int high = min(to, i * WORD_PAGES + WORD_PAGES - 1) %
-				    WORD_PAGES;
-		unsigned long mask = GENMASK(high * VALUE_BITS + 1,
-					     low * VALUE_BITS);
+	for (; first <= last; first = end + 1) {
+		unsigned long *word = &leaf->words[first % LEAF_PAGES / WORD_PAGES];
 
-		WRITE_ONCE(leaf->words[i], (leaf->words[i] & ~mask) |
-					   (value * WORD_ONES & mask));
+		end = min(last, first | (WORD_PAGES - 1));
+		WRITE_ONCE(*word, word_with(*word, first, end, value));
 	}
 }
 
@@ -317,7 +322,8 @@ void memfd_ranges_drain(struct memfd_ranges_pool *pool)
 		pool->chunks = chunk->next;
 		kfree(chunk);
 	}
-	kvfree(pool->undo);
+	if (pool->undo)
+		kvfree(pool->undo);
 	pool->undo = NULL;
 }
 
@@ -429,6 +435,8 @@ bool memfd_ranges_find(struct memfd_ranges *ranges, unsigned int values,
 	pgoff_t limit = *last, index = *first, end;
 	unsigned int value;
 
+	if (index == limit)
+		return values & BIT(memfd_ranges_get(ranges, index));
 	for (;;) {
 		if (index > limit)
 			return false;
@@ -580,11 +588,10 @@ void memfd_ranges_release(struct memfd_ranges *ranges, pgoff_t first,
 			  pgoff_t last)
 {
 	ranges->holds--;
-	/* Nothing changes, but folds what had to be kept so far. */
-	memfd_ranges_set(ranges, first, first, memfd_ranges_get(ranges, first));
+	/* What had to be kept so far. */
+	memfd_ranges_fold(ranges, first);
 	if (last < MEMFD_RANGES_LAST)
-		memfd_ranges_set(ranges, last + 1, last + 1,
-				 memfd_ranges_get(ranges, last + 1));
+		memfd_ranges_fold(ranges, last + 1);
 }
 
 /* The value that all below @entry has, as a slot's word; or NULL. */
@@ -770,6 +777,99 @@ void memfd_ranges_set(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
 		      unsigned int value)
 {
 	set_range(ranges, first, last, value, NULL);
+}
+
+/**
+ * memfd_ranges_leaf() - the values of a leaf, to be changed in place
+ * @ranges: The map.
+ * @index: One of its page offsets, which begin at a multiple of
+ *	   MEMFD_RANGES_LEAF_PAGES.
+ *
+ * Who changes words of it calls memfd_ranges_fold() then.
+ *
+ * Context: Owner's lock, no memfd_ranges_try_set() undecided for pages that are
+ * changed.
+ * Return: MEMFD_RANGES_LEAF_WORDS words. NULL if all of its page offsets have one
+ * value and need no memory.
+ */
+unsigned long *memfd_ranges_leaf(struct memfd_ranges *ranges, pgoff_t index)
+{
+	void *entry = slot_read(&ranges->root);
+	struct memfd_ranges_leaf *leaf;
+	unsigned int shift;
+
+	if (is_value(entry))
+		return NULL;
+	shift = to_shift(entry);
+	if (index >> shift)
+		return NULL;
+	while (shift > LEAF_SHIFT) {
+		struct memfd_ranges_node *node = to_pointer(entry);
+
+		shift -= NODE_SHIFT;
+		entry = slot_read(&node->slots[slot_of(index, shift)]);
+		if (is_value(entry))
+			return NULL;
+	}
+	leaf = to_pointer(entry);
+	return leaf->words;
+}
+
+/**
+ * memfd_ranges_fold() - free nodes and a leaf that are superfluous
+ * @ranges: The map.
+ * @index: A page offset whose value has changed in place.
+ *
+ * Context: May sleep. Owner's lock.
+ */
+void memfd_ranges_fold(struct memfd_ranges *ranges, pgoff_t index)
+{
+	/* Nothing changes, but folds on the way. */
+	memfd_ranges_set(ranges, index, index, memfd_ranges_get(ranges, index));
+}
+
+/* A few pages of a leaf that does not become uniform by that: most changes are so. */
+static bool set_in_word(struct memfd_ranges *ranges, pgoff_t first,
+			pgoff_t last, unsigned int value)
+{
+	unsigned long *words, word;
+
+	if (first / WORD_PAGES != last / WORD_PAGES)
+		return false;
+	words = memfd_ranges_leaf(ranges, first);
+	if (!words)
+		return false;
+	words += first % LEAF_PAGES / WORD_PAGES;
+	word = word_with(*words, first, last, value);
+	if (word == value * WORD_ONES)
+		return false;
+	WRITE_ONCE(*words, word);
+	return true;
+}
+
+/**
+ * memfd_ranges_change() - give a range a value, if there is memory
+ * @ranges: The map.
+ * @first: First page offset.
+ * @last: Last page offset, up to MEMFD_RANGES_LAST.
+ * @value: The value, 0 to 3.
+ * @pool: As for memfd_ranges_prepare().
+ *
+ * Context: May sleep. Owner's lock.
+ * Return: 0, or -ENOMEM and nothing changed: memfd_ranges_refill(), and try again.
+ */
+int memfd_ranges_change(struct memfd_ranges *ranges, pgoff_t first,
+			pgoff_t last, unsigned int value,
+			struct memfd_ranges_pool *pool)
+{
+	int err;
+
+	if (set_in_word(ranges, first, last, value))
+		return 0;
+	err = memfd_ranges_prepare(ranges, first, last, value, pool);
+	if (!err)
+		memfd_ranges_set(ranges, first, last, value);
+	return err;
 }
 
 static unsigned int count_below(void *entry, pgoff_t base, pgoff_t first,

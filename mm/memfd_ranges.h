@@ -9,13 +9,29 @@
 #ifndef _MM_MEMFD_RANGES_H
 #define _MM_MEMFD_RANGES_H
 
+#include <linux/bits.h>
 #include <linux/limits.h>
 #include <linux/mm_types.h>
 #include <linux/rcupdate.h>
 
 /* The last page offset that a file of MAX_LFS_FILESIZE bytes can have. */
 #define MEMFD_RANGES_LAST	((pgoff_t)(LLONG_MAX >> PAGE_SHIFT))
-#define MEMFD_RANGES_VALUES	4
+/* Values are 0 to 3. */
+#define MEMFD_RANGES_BITS	2
+#define MEMFD_RANGES_VALUES	BIT(MEMFD_RANGES_BITS)
+
+/*
+ * What memfd_ranges_leaf() returns: the lowest page in the lowest bits. The product
+ * of a value and MEMFD_RANGES_ONES is a word of pages that all have that value.
+ */
+#define MEMFD_RANGES_LEAF_PAGES	512
+#define MEMFD_RANGES_WORD_PAGES	(BITS_PER_LONG / MEMFD_RANGES_BITS)
+#define MEMFD_RANGES_LEAF_WORDS	(MEMFD_RANGES_LEAF_PAGES / MEMFD_RANGES_WORD_PAGES)
+#define MEMFD_RANGES_ONES	(~0UL / (MEMFD_RANGES_VALUES - 1))
+
+/* A tagged value, in &memfd_ranges.root or a slot below it. */
+#define MEMFD_RANGES_IS_VALUE	1UL
+#define MEMFD_RANGES_VALUE_SHIFT 1
 
 /**
  * struct memfd_ranges - values of all page offsets
@@ -48,6 +64,20 @@ struct memfd_ranges_pool {
 	unsigned int undo_slots;
 };
 
+/**
+ * memfd_ranges_mask() - the bits of pages in a word
+ * @first: First page offset.
+ * @last: Last page offset, in the same word.
+ *
+ * Return: The mask.
+ */
+static inline unsigned long memfd_ranges_mask(pgoff_t first, pgoff_t last)
+{
+	return GENMASK(last % MEMFD_RANGES_WORD_PAGES * MEMFD_RANGES_BITS +
+		       MEMFD_RANGES_BITS - 1,
+		       first % MEMFD_RANGES_WORD_PAGES * MEMFD_RANGES_BITS);
+}
+
 int memfd_ranges_refill(struct memfd_ranges_pool *pool, gfp_t gfp);
 void memfd_ranges_drain(struct memfd_ranges_pool *pool);
 void memfd_ranges_init(struct memfd_ranges *ranges);
@@ -64,6 +94,11 @@ void memfd_ranges_release(struct memfd_ranges *ranges, pgoff_t first,
 			  pgoff_t last);
 void memfd_ranges_set(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
 		      unsigned int value);
+unsigned long *memfd_ranges_leaf(struct memfd_ranges *ranges, pgoff_t index);
+void memfd_ranges_fold(struct memfd_ranges *ranges, pgoff_t index);
+int memfd_ranges_change(struct memfd_ranges *ranges, pgoff_t first,
+			pgoff_t last, unsigned int value,
+			struct memfd_ranges_pool *pool);
 int memfd_ranges_try_set(struct memfd_ranges *ranges, pgoff_t first,
 			 pgoff_t last, unsigned int value,
 			 struct memfd_ranges_pool *pool);
@@ -83,6 +118,12 @@ bool memfd_ranges_empty(struct memfd_ranges *ranges);
 static inline unsigned int memfd_ranges_get(struct memfd_ranges *ranges,
 					    pgoff_t index)
 {
+	unsigned long root;
+
+	/* A file that has nothing protected is to cost nothing. */
+	root = (unsigned long)rcu_access_pointer(ranges->root);
+	if (root & MEMFD_RANGES_IS_VALUE)
+		return root >> MEMFD_RANGES_VALUE_SHIFT;
 	return memfd_ranges_get_run(ranges, index, NULL);
 }
 

@@ -19,9 +19,8 @@
 static void must_set(struct kunit *test, struct memfd_ranges *ranges,
 		     pgoff_t first, pgoff_t last, unsigned int value)
 {
-	KUNIT_ASSERT_EQ(test, 0, memfd_ranges_prepare(ranges, first, last,
-						      value, NULL));
-	memfd_ranges_set(ranges, first, last, value);
+	KUNIT_ASSERT_EQ(test, 0, memfd_ranges_change(ranges, first, last, value,
+						     NULL));
 }
 
 static void expect_run(struct kunit *test, struct memfd_ranges *ranges,
@@ -229,6 +228,33 @@ static void ranges_undo_against_model(struct kunit *test)
 	vfree(model);
 }
 
+/* A word of a leaf is changed, by which the leaf becomes superfluous. */
+static void ranges_leaf_in_place(struct kunit *test)
+{
+	struct memfd_ranges ranges;
+	unsigned long *words;
+
+	memfd_ranges_init(&ranges);
+	KUNIT_EXPECT_NULL(test, memfd_ranges_leaf(&ranges, 600));
+	must_set(test, &ranges, 70000, 70000, 1);
+	must_set(test, &ranges, 600, 601, 2);
+	KUNIT_EXPECT_NULL(test, memfd_ranges_leaf(&ranges, 0));
+	KUNIT_EXPECT_NULL(test, memfd_ranges_leaf(&ranges, 1024));
+	KUNIT_EXPECT_NULL(test, memfd_ranges_leaf(&ranges, MEMFD_RANGES_LAST));
+	words = memfd_ranges_leaf(&ranges, 512);
+	KUNIT_ASSERT_NOT_NULL(test, words);
+	KUNIT_EXPECT_PTR_EQ(test, words, memfd_ranges_leaf(&ranges, 1023));
+	words += (600 - 512) / MEMFD_RANGES_WORD_PAGES;
+	KUNIT_EXPECT_EQ(test, 2 * MEMFD_RANGES_ONES & memfd_ranges_mask(600, 601),
+			*words);
+	*words = 0;
+	memfd_ranges_fold(&ranges, 600);
+	KUNIT_EXPECT_NULL(test, memfd_ranges_leaf(&ranges, 600));
+	must_set(test, &ranges, 70000, 70000, 0);
+	KUNIT_EXPECT_EQ(test, 0UL, ranges.bytes);
+	memfd_ranges_destroy(&ranges);
+}
+
 static void ranges_translate(struct kunit *test)
 {
 	static const u8 to[MEMFD_RANGES_VALUES] = { 0, 0, 0, 3 };
@@ -351,6 +377,7 @@ static struct kunit_case memfd_ranges_cases[] = {
 	KUNIT_CASE(ranges_fragmentation_bound),
 	KUNIT_CASE(ranges_against_model),
 	KUNIT_CASE(ranges_undo_against_model),
+	KUNIT_CASE(ranges_leaf_in_place),
 	KUNIT_CASE(ranges_translate),
 	KUNIT_CASE_SLOW(ranges_readers_tiny_tree),
 	KUNIT_CASE_SLOW(ranges_readers_large_tree),

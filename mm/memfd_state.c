@@ -376,27 +376,6 @@ int memfd_state_change(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 }
 
 /**
- * memfd_state_set() - give a range of a map a value
- * @map: &memfd_protect.modes, .async or .log.
- * @first: First page offset.
- * @last: Last page offset.
- * @value: The value.
- * @pool: As for memfd_ranges_prepare().
- *
- * Context: &memfd_protect.lock.
- * Return: 0, or -ENOMEM and nothing changed.
- */
-int memfd_state_set(struct memfd_ranges *map, pgoff_t first, pgoff_t last,
-		    unsigned int value, struct memfd_ranges_pool *pool)
-{
-	int err = memfd_ranges_prepare(map, first, last, value, pool);
-
-	if (!err)
-		memfd_ranges_set(map, first, last, value);
-	return err;
-}
-
-/**
  * memfd_state_unprotect() - pages of a range with a mode may be written
  * @mp: Protection of the file.
  * @span: The range.
@@ -417,8 +396,8 @@ int memfd_state_unprotect(struct memfd_protect *mp,
 
 	while (!err && memfd_ranges_find(&mp->modes, modes, &run.first,
 					 &run.last)) {
-		err = memfd_state_set(&mp->modes, run.first, run.last,
-				      MEMFD_MODE_NONE, pool);
+		err = memfd_ranges_change(&mp->modes, run.first, run.last,
+					  MEMFD_MODE_NONE, pool);
 		run.first = run.last + 1;
 		run.last = span->last;
 	}
@@ -465,10 +444,10 @@ int memfd_state_log(struct memfd_protect *mp, const struct memfd_writer *writer,
 
 	while (memfd_ranges_find(&mp->modes, BIT(MEMFD_MODE_ASYNC), &first,
 				 &last)) {
-		err = memfd_state_set(&mp->log, first, last, 1, pool);
+		err = memfd_ranges_change(&mp->log, first, last, 1, pool);
 		if (!err)
-			err = memfd_state_set(&mp->modes, first, last,
-					      MEMFD_MODE_NONE, pool);
+			err = memfd_ranges_change(&mp->modes, first, last,
+						  MEMFD_MODE_NONE, pool);
 		if (err)
 			break;
 		any = true;
@@ -487,7 +466,7 @@ static int unlog(struct memfd_protect *mp, void *arg,
 {
 	const struct memfd_span *span = arg;
 
-	return memfd_state_set(&mp->log, span->first, span->last, 1, pool);
+	return memfd_ranges_change(&mp->log, span->first, span->last, 1, pool);
 }
 
 /**

@@ -60,12 +60,52 @@
 /**
  * struct memfd_walk - the walk in one VMA
  * @vma: The VMA.
+ * @span: The span that the walk is in.
+ * @behind: Behind the last span of those that are walked at once.
+ * @start: The address of @span.
+ * @stop: The end address of @span.
  * @tlb: What lost write access, and is to be flushed.
  */
 struct memfd_walk {
 	struct vm_area_struct *vma;
+	const struct memfd_span *span;
+	const struct memfd_span *behind;
+	unsigned long start;
+	unsigned long stop;
 	struct mmu_gather tlb;
 };
+
+/* The addresses at which @vma maps @span, false if it maps nothing of it. */
+static bool span_in_vma(struct vm_area_struct *vma,
+			const struct memfd_span *span, unsigned long *start,
+			unsigned long *end)
+{
+	pgoff_t vma_last = vma->vm_pgoff + vma_pages(vma) - 1;
+	pgoff_t first = max(span->first, vma->vm_pgoff);
+	pgoff_t last = min(span->last, vma_last);
+
+	if (first > last)
+		return false;
+	*start = vma->vm_start + ((first - vma->vm_pgoff) << PAGE_SHIFT);
+	*end = *start + ((last - first + 1) << PAGE_SHIFT);
+	return true;
+}
+
+/* The next address from @addr on that is in a span, or @end. */
+static unsigned long walk_next(struct memfd_walk *walk, unsigned long addr,
+			       unsigned long end)
+{
+	while (addr >= walk->stop) {
+		if (++walk->span == walk->behind) {
+			walk->start = ULONG_MAX;
+			walk->stop = ULONG_MAX;
+		} else {
+			span_in_vma(walk->vma, walk->span, &walk->start,
+				    &walk->stop);
+		}
+	}
+	return clamp(walk->start, addr, end);
+}
 
 /* There is no table. What has been in one may not have been flushed yet. */
 static void walk_no_table(struct memfd_walk *walk, pmd_t *pmd)
@@ -74,32 +114,44 @@ static void walk_no_table(struct memfd_walk *walk, pmd_t *pmd)
 		spin_unlock(pmd_lock(walk->vma->vm_mm, pmd));
 }
 
+/* What was writable is from *@first to before *@behind then. */
+static void walk_entries(struct memfd_walk *walk, pte_t *pte,
+			 unsigned long addr, unsigned long end,
+			 unsigned long *first, unsigned long *behind)
+{
+	for (; addr != end; pte++, addr += PAGE_SIZE) {
+		pte_t old = ptep_get(pte);
+
+		if (!pte_present(old) || !pte_write(old))
+			continue;
+		old = ptep_modify_prot_start(walk->vma, addr, pte);
+		ptep_modify_prot_commit(walk->vma, addr, pte, old,
+					pte_wrprotect(old));
+		*first = min(*first, addr);
+		*behind = addr + PAGE_SIZE;
+	}
+}
+
 static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		       unsigned long end)
 {
-	struct vm_area_struct *vma = walk->vma;
-	unsigned long first = end, behind = end;
-	pte_t *start, *pte;
+	struct mm_struct *mm = walk->vma->vm_mm;
+	unsigned long first = end, behind = end, next, base = addr;
+	pte_t *start;
 	spinlock_t *ptl; /* of this table */
 
-	start = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
+	start = pte_offset_map_lock(mm, pmd, addr, &ptl);
 	if (!start) {
 		walk_no_table(walk, pmd);
 		return;
 	}
 	if (memfd_hook(BATCHED_FLUSH))
-		flush_tlb_batched_pending(vma->vm_mm);
+		flush_tlb_batched_pending(mm);
 	memfd_lazy_mmu_enable();
-	for (pte = start; addr != end; pte++, addr += PAGE_SIZE) {
-		pte_t old = ptep_get(pte);
-
-		if (!pte_present(old) || !pte_write(old))
-			continue;
-		old = ptep_modify_prot_start(vma, addr, pte);
-		ptep_modify_prot_commit(vma, addr, pte, old,
-					pte_wrprotect(old));
-		first = min(first, addr);
-		behind = addr + PAGE_SIZE;
+	for (; addr != end; addr = walk_next(walk, next, end)) {
+		next = min(walk->stop, end);
+		walk_entries(walk, start + ((addr - base) >> PAGE_SHIFT), addr,
+			     next, &first, &behind);
 	}
 	memfd_lazy_mmu_disable();
 	if (first < end && memfd_hook(FLUSH))
@@ -122,14 +174,13 @@ static void walk_pmd(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 		     unsigned long end)
 {
-	pmd_t *table = pmd_offset(pud, addr) - pmd_index(addr);
 	unsigned long next;
 
-	for (; addr != end; addr = next) {
-		pmd_t *pmd = table + pmd_index(addr);
+	for (; addr != end; addr = walk_next(walk, next, end)) {
+		pmd_t *pmd = pmd_offset(pud, addr);
 
-		next = ptshare_protect_tables(walk->vma, pmd, addr, end,
-					      &walk->tlb);
+		next = ptshare_protect_tables(walk->vma, pmd, addr,
+					      min(walk->stop, end), &walk->tlb);
 		if (next == addr) {
 			next = pmd_addr_end(addr, end);
 			walk_pmd(walk, pmd, addr, next);
@@ -144,11 +195,12 @@ static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 static int walk_puds(struct memfd_walk *walk, p4d_t *p4d, unsigned long addr,
 		     unsigned long end)
 {
-	pud_t *pud = pud_offset(p4d, addr);
 	unsigned long next;
 	int err = 0;
 
-	for (; !err && addr != end; pud++, addr = next) {
+	for (; !err && addr != end; addr = walk_next(walk, next, end)) {
+		pud_t *pud = pud_offset(p4d, addr);
+
 		next = pud_addr_end(addr, end);
 		if (!pud_none_or_clear_bad(pud))
 			err = walk_pmds(walk, pud, addr, next);
@@ -156,67 +208,58 @@ static int walk_puds(struct memfd_walk *walk, p4d_t *p4d, unsigned long addr,
 	return err;
 }
 
-static int walk_range(struct memfd_walk *walk, unsigned long addr,
-		      unsigned long end)
+static int walk_p4ds(struct memfd_walk *walk, pgd_t *pgd, unsigned long addr,
+		     unsigned long end)
 {
-	pgd_t *pgd = pgd_offset(walk->vma->vm_mm, addr);
-	unsigned long next, next4;
+	unsigned long next;
 	int err = 0;
 
-	for (; !err && addr != end; pgd++, addr = next) {
-		p4d_t *p4d;
+	for (; !err && addr != end; addr = walk_next(walk, next, end)) {
+		p4d_t *p4d = p4d_offset(pgd, addr);
 
-		next = pgd_addr_end(addr, end);
-		if (pgd_none_or_clear_bad(pgd))
-			continue;
-		p4d = p4d_offset(pgd, addr);
-		for (; !err && addr != next; p4d++, addr = next4) {
-			next4 = p4d_addr_end(addr, next);
-			if (!p4d_none_or_clear_bad(p4d))
-				err = walk_puds(walk, p4d, addr, next4);
-		}
+		next = p4d_addr_end(addr, end);
+		if (!p4d_none_or_clear_bad(p4d))
+			err = walk_puds(walk, p4d, addr, next);
 	}
 	return err;
 }
 
-/* The addresses at which @vma maps @span, false if it maps nothing of it. */
-static bool span_in_vma(struct vm_area_struct *vma,
-			const struct memfd_span *span, unsigned long *start,
-			unsigned long *end)
+static int walk_range(struct memfd_walk *walk, unsigned long addr,
+		      unsigned long end)
 {
-	pgoff_t vma_last = vma->vm_pgoff + vma_pages(vma) - 1;
-	pgoff_t first = max(span->first, vma->vm_pgoff);
-	pgoff_t last = min(span->last, vma_last);
+	unsigned long next;
+	int err = 0;
 
-	if (first > last)
-		return false;
-	*start = vma->vm_start + ((first - vma->vm_pgoff) << PAGE_SHIFT);
-	*end = *start + ((last - first + 1) << PAGE_SHIFT);
-	return true;
+	for (; !err && addr != end; addr = walk_next(walk, next, end)) {
+		pgd_t *pgd = pgd_offset(walk->vma->vm_mm, addr);
+
+		next = pgd_addr_end(addr, end);
+		if (!pgd_none_or_clear_bad(pgd))
+			err = walk_p4ds(walk, pgd, addr, next);
+	}
+	return err;
 }
 
 /*
- * Walks spans of which each has pages in the VMA. Secondary MMUs are told of spans
- * that are close to each other together.
+ * Walks spans of which each has pages in the VMA. They are close to each other, so
+ * secondary MMUs are told of all of them at once.
  */
 static int walk_spans(struct memfd_walk *walk, const struct memfd_span *spans,
 		      unsigned int nr)
 {
 	struct vm_area_struct *vma = walk->vma;
 	struct mmu_notifier_range range;
-	unsigned long start, end, from, to;
-	unsigned int i;
-	int err = 0;
+	unsigned long from, end;
+	int err;
 
-	span_in_vma(vma, &spans[0], &start, &to);
 	span_in_vma(vma, &spans[nr - 1], &from, &end);
+	span_in_vma(vma, &spans[0], &walk->start, &walk->stop);
+	walk->span = spans;
+	walk->behind = spans + nr;
 	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0,
-				vma->vm_mm, start, end);
+				vma->vm_mm, walk->start, end);
 	mmu_notifier_invalidate_range_start(&range);
-	for (i = 0; !err && i < nr; i++) {
-		span_in_vma(vma, &spans[i], &from, &to);
-		err = walk_range(walk, from, to);
-	}
+	err = walk_range(walk, walk->start, end);
 	mmu_notifier_invalidate_range_end(&range);
 	return err;
 }

@@ -631,6 +631,173 @@ TEST_F(file, async_drops_the_log)
 	EXPECT_TRUE(no_event(self->nfd));
 }
 
+/*
+ * The log against plain arrays. There are four leaves of the maps in mm/memfd_ranges.c,
+ * and what is written are pages, runs and whole leaves.
+ */
+#define MODEL_PAGES	1700
+
+struct model {
+	uint8_t mode[MODEL_PAGES];
+	bool async[MODEL_PAGES];
+	bool logged[MODEL_PAGES];
+	unsigned int seed;
+	int fd, nfd;
+	char *map;
+};
+
+static void model_range(struct model *m, size_t *first, size_t *nr)
+{
+	static const size_t most[] = { 2, 20, 100, MODEL_PAGES };
+
+	*first = rand_r(&m->seed) % MODEL_PAGES;
+	if (!(rand_r(&m->seed) % 4))
+		*first &= -512UL;
+	*nr = 1 + rand_r(&m->seed) % most[rand_r(&m->seed) % 4];
+	if (*nr > MODEL_PAGES - *first)
+		*nr = MODEL_PAGES - *first;
+}
+
+static long model_protect(struct model *m)
+{
+	static const uint8_t modes[] = {
+		MEMFD_PROTECT_ASYNC, MEMFD_PROTECT_ASYNC, MEMFD_PROTECT_DENY, MODE_NONE,
+	};
+	uint8_t mode = modes[rand_r(&m->seed) % 4];
+	size_t first, nr;
+
+	model_range(m, &first, &nr);
+	for (size_t i = first; i < first + nr; i++) {
+		m->mode[i] = mode;
+		m->async[i] = mode == MEMFD_PROTECT_ASYNC;
+		m->logged[i] &= !m->async[i];
+	}
+	return mode == MODE_NONE ? unprotect_pages(m->fd, first, nr) :
+				   protect_pages(m->fd, first, nr, mode);
+}
+
+/* Every page of a range, or every so many */
+static bool model_write(struct model *m)
+{
+	unsigned int stride = rand_r(&m->seed) % 2 ? 1 : 1 + rand_r(&m->seed) % 20;
+	bool call = rand_r(&m->seed) % 4 == 0;
+	size_t first, nr, i;
+
+	model_range(m, &first, &nr);
+	for (i = first; i < first + nr; i += stride) {
+		if (m->mode[i] == MEMFD_PROTECT_DENY)
+			continue;
+		if (!call)
+			m->map[i * page_size()] = NEW_BYTE;
+		else if (pwrite(m->fd, "x", 1, i * page_size()) != 1)
+			return false;
+		if (m->mode[i] != MEMFD_PROTECT_ASYNC)
+			continue;
+		m->mode[i] = MODE_NONE;
+		m->logged[i] = true;
+	}
+	return true;
+}
+
+/* The next run of the model's log in front of page @end */
+static bool model_run(const struct model *m, size_t *first, size_t *nr, size_t end)
+{
+	size_t i = *first;
+
+	while (i < end && !m->logged[i])
+		i++;
+	*first = i;
+	while (i < end && m->logged[i])
+		i++;
+	*nr = i - *first;
+	return *nr;
+}
+
+static bool model_scan(struct model *m, bool all)
+{
+	static struct memfd_range ranges[MODEL_PAGES];
+	bool take = all || rand_r(&m->seed) % 2;
+	unsigned int most, n = 0;
+	size_t first = 0, nr = MODEL_PAGES, end, i;
+	uint64_t walk_end;
+	int found;
+
+	if (!all)
+		model_range(m, &first, &nr);
+	end = first + nr;
+	most = all || rand_r(&m->seed) % 2 ? MODEL_PAGES :
+					    1 + rand_r(&m->seed) % 30;
+	found = scan_range(m->nfd, first * page_size(), end * page_size(), ranges,
+			   most, take ? MEMFD_SCAN_REPROTECT : 0, &walk_end);
+	for (; n < most && model_run(m, &first, &nr, end); first += nr) {
+		if (n == found || ranges[n].offset != first * page_size() ||
+		    ranges[n].length != nr * page_size()) {
+			ksft_print_msg("range %u of %d is to be %zu, %zu pages\n",
+				       n, found, first, nr);
+			return false;
+		}
+		n++;
+		for (i = first; take && i < first + nr; i++) {
+			m->logged[i] = false;
+			if (m->async[i] && m->mode[i] == MODE_NONE)
+				m->mode[i] = MEMFD_PROTECT_ASYNC;
+		}
+	}
+	return n == found && walk_end == (n < most ? end : first) * page_size();
+}
+
+static void log_against_model(struct __test_metadata *_metadata, unsigned int flags)
+{
+	static struct model m;
+
+	m = (struct model){ .seed = 20261122 };
+	memset(m.mode, MODE_NONE, sizeof(m.mode));
+	m.fd = sys_memfd_create(MFD_ALLOW_PROTECT | flags);
+	if (m.fd < 0 && flags)
+		SKIP(return, "no sharing");
+	ASSERT_LE(0, m.fd);
+	ASSERT_EQ(0, ftruncate(m.fd, MODEL_PAGES * page_size()));
+	m.nfd = sys_memfd_notify(m.fd, 0);
+	ASSERT_LE(0, m.nfd);
+	m.map = mmap(NULL, MODEL_PAGES * page_size(), PROT_READ | PROT_WRITE,
+		     MAP_SHARED, m.fd, 0);
+	ASSERT_NE(MAP_FAILED, m.map);
+	for (unsigned int i = 0; i < 2000; i++) {
+		switch (rand_r(&m.seed) % 4) {
+		case 0:
+			ASSERT_EQ(0, model_protect(&m));
+			break;
+		case 1:
+			ASSERT_TRUE(model_scan(&m, false));
+			break;
+		default:
+			ASSERT_TRUE(model_write(&m));
+		}
+	}
+	ASSERT_TRUE(model_scan(&m, true));
+	/* What it has protected again is caught again, and nothing else */
+	for (size_t i = 0; i < MODEL_PAGES; i++) {
+		if (m.mode[i] == MEMFD_PROTECT_DENY)
+			continue;
+		m.map[i * page_size()] = OLD_BYTE;
+		m.logged[i] |= m.mode[i] == MEMFD_PROTECT_ASYNC;
+	}
+	EXPECT_TRUE(model_scan(&m, true));
+	munmap(m.map, MODEL_PAGES * page_size());
+	close(m.nfd);
+	close(m.fd);
+}
+
+TEST(log_follows_model)
+{
+	log_against_model(_metadata, 0);
+}
+
+TEST(log_follows_model_shared)
+{
+	log_against_model(_metadata, MFD_SHARE_PGTABLES);
+}
+
 /* A page that was pinned at a scan stays in the log, and does not count as told */
 TEST_F(file, dirty_after_a_pinned_scan)
 {
