@@ -80,7 +80,7 @@ enum fault_answer {
  * struct fault_question - a fault on a page that is, or just was, protected
  * @writer: Who asks.
  * @exits: Whether a WAIT page is not to stop it, see exit_goes_through().
- * @reported: Whether it went through one.
+ * @reported: Whether it went through one, and that is to be told.
  * @answer: What it is told.
  */
 struct fault_question {
@@ -141,14 +141,32 @@ static int fault_put_question(struct memfd_protect *mp,
 			      struct fault_question *question)
 {
 	pgoff_t index = question->writer.first;
-	int err;
 
 	/* No signal keeps an exiting task from going through. */
-	err = memfd_state_change(mp, index, index, question->exits ?
-				 TASK_UNINTERRUPTIBLE : TASK_KILLABLE,
-				 fault_answer, question);
-	if (!err && question->reported)
+	return memfd_state_change(mp, index, index, question->exits ?
+				  TASK_UNINTERRUPTIBLE : TASK_KILLABLE,
+				  fault_answer, question);
+}
+
+static void fault_report(struct memfd_protect *mp,
+			 const struct fault_question *question)
+{
+	if (question->reported)
 		memfd_waiters_report(&mp->waiters, &question->writer);
+}
+
+/* The same, unless something is in flight: -EINPROGRESS. */
+static int fault_try_question(struct memfd_protect *mp,
+			      struct fault_question *question)
+{
+	pgoff_t index = question->writer.first;
+	struct memfd_ranges_pool none = {};
+	int err;
+
+	if (!memfd_flight_trylock(mp, index, index))
+		return -EINPROGRESS;
+	err = fault_answer(mp, question, &none);
+	mutex_unlock(&mp->lock);
 	return err;
 }
 
@@ -163,7 +181,7 @@ static vm_fault_t fault_ask(struct vm_fault *vmf, struct memfd_protect *mp,
 	bool comes_back = (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) ||
 			  fault_flag_allow_retry_first(vmf->flags);
 	pgoff_t index = vmf->pgoff;
-	int err;
+	int err = -ENOMEM;
 
 	*question = (struct fault_question) {
 		.writer = {
@@ -176,12 +194,14 @@ static vm_fault_t fault_ask(struct vm_fault *vmf, struct memfd_protect *mp,
 		.exits = exit_goes_through(mp),
 		.answer = FAULT_IN_FLIGHT,
 	};
-	if (comes_back) {
-		if (!memfd_flight_trylock(mp, index, index))
-			return 0;
-		mutex_unlock(&mp->lock);
-	}
-	err = fault_put_question(mp, question);
+	if (comes_back)
+		err = fault_try_question(mp, question);
+	if (err == -EINPROGRESS)
+		return 0;
+	/* There is a flight perhaps, or memory has to be waited for. */
+	if (err == -ENOMEM)
+		err = fault_put_question(mp, question);
+	fault_report(mp, question);
 	if (err)
 		return err == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
 	return 0;
@@ -273,6 +293,7 @@ static vm_fault_t fault_wait(struct vm_fault *vmf, struct memfd_protect *mp,
 		/* It has waited for long enough. */
 		question->exits = true;
 		fault_put_question(mp, question);
+		fault_report(mp, question);
 	}
 	memfd_state_put(mp);
 	return VM_FAULT_RETRY;
@@ -307,20 +328,27 @@ static vm_fault_t fault_obey(struct vm_fault *vmf, struct memfd_protect *mp,
 	return 0;
 }
 
+static vm_fault_t fault_on_protected(struct vm_fault *vmf,
+				     struct memfd_protect *mp)
+{
+	struct fault_question question;
+
+	return fault_ask(vmf, mp, &question) ?: fault_obey(vmf, mp, &question);
+}
+
 vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vmf->vma);
-	struct fault_question question = { .answer = FAULT_GO_ON };
-	vm_fault_t ret = 0;
+	/* What is in flight does not matter where nothing is protected. */
+	bool may_write = memfd_mode_at(mp, vmf->pgoff) == MEMFD_MODE_NONE;
 
 	/* The fault of a guest, which has asked in its own name. */
 	if (ptshare_host(vmf->vma))
-		return memfd_mode_at(mp, vmf->pgoff) == MEMFD_MODE_NONE ?
-		       0 : VM_FAULT_NOPAGE;
-	/* What is in flight does not matter where nothing is protected. */
-	if (memfd_mode_at(mp, vmf->pgoff) != MEMFD_MODE_NONE)
-		ret = fault_ask(vmf, mp, &question);
-	return ret ?: fault_obey(vmf, mp, &question);
+		return may_write ? 0 : VM_FAULT_NOPAGE;
+	if (!may_write)
+		return fault_on_protected(vmf, mp);
+	memfd_delay(FAULT);
+	return 0;
 }
 
 void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
@@ -376,6 +404,24 @@ bool __memfd_protect_at(unsigned long addr)
 }
 EXPORT_SYMBOL_GPL(__memfd_protect_at);
 
+/* Makes entries of unprotected pages writable, but for that of the fault. */
+static void wp_entries(struct vm_fault *vmf, pte_t *pte, unsigned int nr)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long addr = vmf->address + (pte - vmf->pte) * PAGE_SIZE;
+
+	for (; nr--; pte++, addr += PAGE_SIZE) {
+		pte_t old = ptep_get(pte);
+
+		if (pte == vmf->pte || !pte_present(old) || pte_write(old) ||
+		    pte_protnone(old) || memfd_pte_uffd(old))
+			continue;
+		old = ptep_modify_prot_start(vma, addr, pte);
+		ptep_modify_prot_commit(vma, addr, pte, old,
+					pte_mkwrite(old, vma));
+	}
+}
+
 /*
  * The page at vmf->address is about to become writable. So are its neighbours
  * that may be, as fault-around does it for pages that are not mapped yet: lifting
@@ -384,9 +430,8 @@ EXPORT_SYMBOL_GPL(__memfd_protect_at);
 static void wp_fault_around(struct vm_fault *vmf, struct memfd_protect *mp)
 {
 	struct vm_area_struct *vma = vmf->vma;
-	unsigned int mode = MEMFD_MODE_NONE;
-	unsigned long addr, start, end;
-	pgoff_t index, last;
+	unsigned long start, end;
+	pgoff_t index, behind, last;
 	pte_t *pte;
 
 	/* Whoever else wants to be told of writes is to be told. */
@@ -397,21 +442,16 @@ static void wp_fault_around(struct vm_fault *vmf, struct memfd_protect *mp)
 	start = max(start, vma->vm_start);
 	pte = vmf->pte - ((vmf->address - start) >> PAGE_SHIFT);
 	index = linear_page_index(vma, start);
-	last = index - 1;
+	behind = index + ((end - start) >> PAGE_SHIFT);
 
 	rcu_read_lock();
-	for (addr = start; addr < end; addr += PAGE_SIZE, pte++, index++) {
-		pte_t old = ptep_get(pte);
+	for (; index < behind; index = last + 1) {
+		unsigned int mode = memfd_ranges_get_run(&mp->modes, index, &last);
+		unsigned int nr = min(last + 1, behind) - index;
 
-		if (last == index - 1)
-			mode = memfd_ranges_get_run(&mp->modes, index, &last);
-		if (addr == vmf->address || mode != MEMFD_MODE_NONE ||
-		    !pte_present(old) || pte_write(old) ||
-		    pte_protnone(old) || memfd_pte_uffd(old))
-			continue;
-		old = ptep_modify_prot_start(vma, addr, pte);
-		ptep_modify_prot_commit(vma, addr, pte, old,
-					pte_mkwrite(old, vma));
+		if (mode == MEMFD_MODE_NONE)
+			wp_entries(vmf, pte, nr);
+		pte += nr;
 	}
 	rcu_read_unlock();
 }
@@ -440,7 +480,6 @@ vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vmf->vma);
 	struct folio *folio = page_folio(vmf->page);
-	struct fault_question question;
 	vm_fault_t ret;
 
 	if (!page_protected(mp, vmf->pgoff)) {
@@ -455,9 +494,7 @@ vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf)
 	}
 
 	pte_unmap_unlock(vmf->pte, vmf->ptl);
-	ret = fault_ask(vmf, mp, &question);
-	if (!ret)
-		ret = fault_obey(vmf, mp, &question);
+	ret = fault_on_protected(vmf, mp);
 	if (!ret && !wp_relock(vmf, mp, folio))
 		ret = VM_FAULT_NOPAGE;
 	return ret;

@@ -482,7 +482,6 @@ int memfd_waiters_wait(struct memfd_protect *mp,
 {
 	struct memfd_waiters *waiters = &mp->waiters;
 	struct memfd_pending *new, *event;
-	u64 start = ktime_get_ns();
 	int err = 0;
 	u8 verdict;
 
@@ -500,10 +499,13 @@ int memfd_waiters_wait(struct memfd_protect *mp,
 	verdict = leave(waiters, event, new, writer);
 	if (verdict)
 		err = verdict == MEMFD_VERDICT_DENY ? -EPERM : 0;
-	trace_memfd_protect_wait(mp->dev, mp->ino, event->cookie,
-				 memfd_offset(writer->first),
-				 memfd_length(writer->first, writer->last),
-				 writer->type, ktime_get_ns() - start, err);
+	/* The clock is read for those who trace only. */
+	if (trace_memfd_protect_wait_enabled())
+		trace_memfd_protect_wait(mp->dev, mp->ino, event->cookie,
+					 memfd_offset(writer->first),
+					 memfd_length(writer->first, writer->last),
+					 writer->type,
+					 ktime_get_ns() - new->time_ns, err);
 	pending_put(event);
 put:
 	pending_put(new);
