@@ -151,9 +151,9 @@ void ptshare_link(const struct ptshare_place *place, struct vm_area_struct *vma,
 		  pmd_t *host_pmd);
 
 /* mm/ptshare_account.c */
-unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr);
-void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd,
-			 unsigned long addr, unsigned int before, bool linked);
+unsigned int ptshare_group_pages(pte_t *pte, unsigned int flags);
+void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd, pte_t *pte,
+			 unsigned int flags, unsigned int before, bool linked);
 void ptshare_count_links(struct mm_struct *mm, struct ptshare *ps,
 			 unsigned long nr, unsigned long tables,
 			 unsigned long pages);

@@ -26,60 +26,66 @@
 #include "ptshare.h"
 #include "ptshare_debug.h"
 
-/* Entries around an address that one fault may make, if not of a large folio. */
-#define GROUP_SIZE	(16 * PAGE_SIZE)
-
-static unsigned int count_entries(pmd_t *pmd, unsigned long addr,
-				  unsigned long size)
+/*
+ * What a fault makes, if not of a large folio: one entry for a store, an aligned group
+ * by fault-around for a read. Looked at are as many again beside them: if some of those
+ * appear, there may be more.
+ */
+static unsigned int most_entries(unsigned int flags)
 {
-	pte_t *start = pte_offset_map(pmd, ALIGN_DOWN(addr, size));
+	return flags & FAULT_FLAG_WRITE ? 1 : 16;
+}
+
+/* How many entries are present of @size, around one of them. */
+static unsigned int count_entries(pte_t *pte, unsigned int size)
+{
+	pte_t *start = PTR_ALIGN_DOWN(pte, size * sizeof(*pte));
 	unsigned int i, nr = 0;
 
-	if (!start)
-		return 0;
-	for (i = 0; i < size >> PAGE_SHIFT; i++)
+	for (i = 0; i < size; i++)
 		nr += pte_present(ptep_get_lockless(start + i));
-	pte_unmap(start);
 	return nr;
 }
 
 /**
  * ptshare_group_pages() - how many pages are mapped where a fault may add some
- * @pmd: The PMD entry of the host.
- * @addr: Address of the fault in the host.
+ * @pte: The host's entry of the page.
+ * @flags: FAULT_FLAG_*.
  *
  * Context: The lock of a guest.
  * Return: The number, for ptshare_count_fault().
  */
-unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr)
+unsigned int ptshare_group_pages(pte_t *pte, unsigned int flags)
 {
-	return count_entries(pmd, addr, GROUP_SIZE);
+	return count_entries(pte, 2 * most_entries(flags));
 }
 
 /**
  * ptshare_count_fault() - a fault may have added pages to a table
  * @mm: The address space of the guest.
  * @pmd: The PMD entry of the host.
- * @addr: Address of the fault in the host.
+ * @pte: The host's entry of the page.
+ * @flags: FAULT_FLAG_*.
  * @before: ptshare_group_pages() before the fault.
  * @linked: Whether the guest has linked to the table already.
  *
  * Context: The lock of the guest.
  */
-void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd,
-			 unsigned long addr, unsigned int before, bool linked)
+void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd, pte_t *pte,
+			 unsigned int flags, unsigned int before, bool linked)
 {
-	struct ptdesc *table = page_ptdesc(pmd_pgtable(*pmd));
-	struct ptdesc *gib = virt_to_ptdesc(pmd);
-	unsigned int after = count_entries(pmd, addr, GROUP_SIZE);
-	unsigned int old = READ_ONCE(table->pt_share_pages), new;
+	unsigned int after = ptshare_group_pages(pte, flags);
+	struct ptdesc *table, *gib;
+	unsigned int old, new;
 
 	if (after <= before)
 		return;
+	table = page_ptdesc(pmd_pgtable(*pmd));
+	gib = virt_to_ptdesc(pmd);
+	old = READ_ONCE(table->pt_share_pages);
 	new = min(old + after - before, PTRS_PER_PTE);
-	/* A large folio may have filled more. */
-	if (after - before == GROUP_SIZE >> PAGE_SHIFT)
-		new = count_entries(pmd, addr, PMD_SIZE);
+	if (after - before > most_entries(flags))
+		new = count_entries(pte, PTRS_PER_PTE);
 	WRITE_ONCE(table->pt_share_pages, new);
 	WRITE_ONCE(gib->pt_share_pages, gib->pt_share_pages + new - old);
 	if (linked && new > old)

@@ -279,7 +279,7 @@ static pgoff_t next_table(struct ptshare *ps, unsigned int classes,
 		unsigned long base = PTSHARE_BASE(class);
 		unsigned long addr = base + (first << PAGE_SHIFT);
 
-		if ((classes & BIT(class)) &&
+		if ((classes & BIT(class)) && READ_ONCE(ps->vma[class]) &&
 		    ptshare_next_pmd(mm, &addr, base + (next << PAGE_SHIFT)))
 			next = min(next, (addr - base) >> PAGE_SHIFT);
 	}

@@ -53,14 +53,22 @@ static bool points_to(pud_t entry, pmd_t *gib)
 	return !pud_none(entry) && pud_pgtable(entry) == gib;
 }
 
+/* The PMD entry of the host in the tables of a class, if there is one. */
+static pmd_t *host_pmd_of(struct ptshare *ps, enum ptshare_class class,
+			  unsigned long offset)
+{
+	if (!READ_ONCE(ps->vma[class]))
+		return NULL;
+	return ptshare_find_pmd(ps->mm, PTSHARE_BASE(class) + offset);
+}
+
 /* The PMD table of the host that a PUD entry of a guest points to, if it does. */
 static pmd_t *linked_gib(struct ptshare *ps, unsigned long offset, pud_t entry)
 {
 	enum ptshare_class class;
 
 	for (class = 0; class < PTSHARE_CLASSES; class++) {
-		pmd_t *pmd = ptshare_find_pmd(ps->mm,
-					      PTSHARE_BASE(class) + offset);
+		pmd_t *pmd = host_pmd_of(ps, class, offset);
 
 		if (pmd && points_to(entry, gib_of(pmd)))
 			return gib_of(pmd);
@@ -74,8 +82,7 @@ static bool is_link(struct ptshare *ps, unsigned long offset, pmd_t entry)
 	enum ptshare_class class;
 
 	for (class = 0; class < PTSHARE_CLASSES; class++) {
-		pmd_t *pmd = ptshare_find_pmd(ps->mm,
-					      PTSHARE_BASE(class) + offset);
+		pmd_t *pmd = host_pmd_of(ps, class, offset);
 
 		if (pmd && same_table(pmdp_get_lockless(pmd), entry))
 			return true;

@@ -39,20 +39,14 @@
  */
 
 /* Whether an access needs no more than a link. */
-static bool host_allows(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
-			unsigned int flags)
+static bool host_allows(pmd_t *pmd, pte_t *pte, unsigned int flags)
 {
+	bool write = flags & FAULT_FLAG_WRITE;
 	/* Both levels have a say, and this one comes first (U). */
-	bool denied = (flags & FAULT_FLAG_WRITE) && ptshare_denies_lockless(pmd);
-	pte_t *pte = pte_offset_map(pmd, addr);
-	pte_t entry;
+	bool denied = write && ptshare_denies_lockless(pmd);
+	pte_t entry = ptep_get_lockless(pte);
 
-	if (!pte)
-		return false;
-	entry = ptep_get_lockless(pte);
-	pte_unmap(pte);
-	return !denied && pte_present(entry) &&
-	       (!(flags & FAULT_FLAG_WRITE) || pte_write(entry));
+	return !denied && pte_present(entry) && (!write || pte_write(entry));
 }
 
 /* Whether some table for writers has a page of the file. */
@@ -63,8 +57,14 @@ static bool writers_have(struct ptshare *ps, unsigned long offset)
 	for (class = PTSHARE_RW; class < PTSHARE_CLASSES; class += PTSHARE_LOCKED) {
 		unsigned long addr = PTSHARE_BASE(class) + offset;
 		pmd_t *pmd = ptshare_find_pmd(ps->mm, addr);
+		pte_t *pte = pmd ? pte_offset_map(pmd, addr) : NULL;
+		bool present;
 
-		if (pmd && host_allows(ps->mm, pmd, addr, 0))
+		if (!pte)
+			continue;
+		present = pte_present(ptep_get_lockless(pte));
+		pte_unmap(pte);
+		if (present)
 			return true;
 	}
 	return false;
@@ -139,6 +139,7 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	vm_fault_t ret = 0;
 	bool linked, allowed;
 	pmd_t *host_pmd;
+	pte_t *host_pte;
 
 	if (ptshare_make_host(ps, vma))
 		return VM_FAULT_OOM;
@@ -152,16 +153,18 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	if (!host_pmd || !ptshare_link_place(&place, vma, address, host_pmd))
 		return VM_FAULT_OOM;
 
+	/* The table stays: this guest is in the tree (F). */
+	host_pte = pte_offset_kernel(host_pmd, host_addr);
 	linked = ptshare_is_linked(&place, host_pmd);
-	allowed = host_allows(ps->mm, host_pmd, host_addr, flags);
+	allowed = host_allows(host_pmd, host_pte, flags);
 	/* MLOCK_ONFAULT does not mean a whole block. */
 	if (!allowed && !(host_vma->vm_flags & VM_WRITE) &&
 	    !(vma->vm_flags & VM_LOCKONFAULT)) {
-		before = ptshare_group_pages(host_pmd, host_addr);
+		before = ptshare_group_pages(host_pte, flags);
 		map_what_writers_have(ps, host_vma, host_pmd, host_addr);
-		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, before,
-				    linked);
-		allowed = host_allows(ps->mm, host_pmd, host_addr, flags);
+		ptshare_count_fault(vma->vm_mm, host_pmd, host_pte, flags,
+				    before, linked);
+		allowed = host_allows(host_pmd, host_pte, flags);
 	}
 	if (!allowed) {
 		ret = guest_ask(vma, address, flags);
@@ -170,12 +173,12 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 		ptshare_delay(ASK);
 		if (flags & FAULT_FLAG_WRITE)
 			ptshare_push_down(host_vma, host_pmd, host_addr);
-		before = ptshare_group_pages(host_pmd, host_addr);
+		before = ptshare_group_pages(host_pte, flags);
 		ret = host_fault(host_vma, host_addr, flags, fault);
 		if (ret & VM_FAULT_ERROR)
 			return ret;
-		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, before,
-				    linked);
+		ptshare_count_fault(vma->vm_mm, host_pmd, host_pte, flags,
+				    before, linked);
 		ptshare_delay(LINK);
 	}
 	if (!linked)

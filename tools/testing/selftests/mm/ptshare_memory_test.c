@@ -246,6 +246,25 @@ TEST_F(memory, counts_for_who_maps_it)
 	EXPECT_GE(score, badness(getpid()));
 }
 
+/* Who only reads gets all that writers have by one fault for each shared table */
+TEST_F(memory, counts_for_who_reads_what_others_wrote)
+{
+	size_t step = variant->flags ? TABLE_SIZE : page_size();
+	long long kb;
+	char *map;
+
+	fill_pages(self->map, 0, SIZE / page_size(), 1);
+	kb = mapped_kb(getpid());
+	ASSERT_LE(0, kb);
+	map = map_file(self->fd, 0, SIZE, PROT_READ);
+	ASSERT_NE(MAP_FAILED, map);
+	for (size_t at = 0; at < SIZE; at += step)
+		load64(map + at);
+	EXPECT_LE(kb + (long)SIZE_KB - SLACK_KB, mapped_kb(getpid()));
+	EXPECT_GE(kb + (long)SIZE_KB + SLACK_KB, mapped_kb(getpid()));
+	munmap(map, SIZE);
+}
+
 /* What a reader does that maps all, reads it, and goes */
 
 static long map_and_read(void *p)
