@@ -186,6 +186,18 @@ static inline double highest(struct series *s)
 	return s->nr ? s->value[s->nr - 1] : 0;
 }
 
+/* Whether a figure was above its goal */
+static bool missed;
+
+/* How a figure compares with what it was to be at most; 0: no goal */
+static inline void say_goal(double figure, double goal)
+{
+	if (!goal)
+		return;
+	say(" %8.2f  %s", goal, figure <= goal ? "met" : "missed");
+	missed |= figure > goal;
+}
+
 /* How long an instruction takes, from a loop of two million of them */
 static inline double ns_per_instruction(void)
 {

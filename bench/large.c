@@ -21,20 +21,14 @@
 #define MFD_SHARE_PGTABLES 0x00200000U
 #endif
 
-static bool missed;
-
 /* A median, and what it was to be at most; 0: no goal */
 static void say_line(const char *what, const char *unit, struct series *s,
 		     double goal)
 {
-	bool met = median(s) <= goal;
-
 	say("%-52s %10.2f (%8.2f to %8.2f) %-6s", what, median(s), lowest(s),
 	    highest(s), unit);
-	if (goal)
-		say(" %8.2f  %s", goal, met ? "met" : "missed");
+	say_goal(median(s), goal);
 	say("\n");
-	missed |= goal && !met;
 }
 
 /* Processes that map a file, have used it, and sleep */

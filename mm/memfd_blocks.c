@@ -180,7 +180,7 @@ bool memfd_blocks_next(struct memfd_protect *mp, struct memfd_span *part,
 		       bool locked)
 {
 	struct memfd_blocks *blocks;
-	unsigned long block, behind;
+	unsigned long block, behind, end;
 	bool found = true;
 
 	rcu_read_lock();
@@ -188,12 +188,13 @@ bool memfd_blocks_next(struct memfd_protect *mp, struct memfd_span *part,
 	if (all_blocks(mp, blocks, locked))
 		goto unlock;
 	block = part->first / BLOCK_PAGES;
-	found = blocks && block < blocks->nr;
+	end = blocks ? min(blocks->nr, part->last / BLOCK_PAGES + 1) : 0;
+	found = block < end;
 	if (!found)
 		goto unlock;
-	block = find_next_bit(blocks->bits, blocks->nr, block);
-	behind = find_next_zero_bit(blocks->bits, blocks->nr, block);
-	found = block < blocks->nr && block <= part->last / BLOCK_PAGES;
+	block = find_next_bit(blocks->bits, end, block);
+	behind = find_next_zero_bit(blocks->bits, end, block);
+	found = block < end;
 	if (found) {
 		part->first = max(part->first, block * BLOCK_PAGES);
 		part->last = min(part->last, behind * BLOCK_PAGES - 1);

@@ -143,7 +143,10 @@ void cache_load(struct sga *sga)
 	sga->nr_pages = (bytes + sizeof(page.payload) - 1) / sizeof(page.payload);
 	create_control(sga);
 
-	if (ftruncate(sga->memfd, sga->nr_pages * SGA_PAGE_SIZE))
+	/* What is behind the pages stays a hole. */
+	bytes = sga->nr_pages * SGA_PAGE_SIZE;
+	sga->map_bytes = (bytes + sga->map_unit - 1) / sga->map_unit * sga->map_unit;
+	if (ftruncate(sga->memfd, sga->map_bytes))
 		err(1, "ftruncate");
 	for (i = 0; i < sga->nr_pages; i++) {
 		fill_page(source, &page, i);
@@ -155,9 +158,8 @@ void cache_load(struct sga *sga)
 	}
 	close(source);
 
-	sga->view = mmap(NULL, sga->nr_pages * SGA_PAGE_SIZE, PROT_READ,
-			 MAP_SHARED | MAP_POPULATE, sga->memfd, 0);
-	if (sga->view == MAP_FAILED)
+	sga->view = mmap(NULL, sga->map_bytes, PROT_READ, MAP_SHARED, sga->memfd, 0);
+	if (sga->view == MAP_FAILED || madvise((void *)sga->view, bytes, MADV_POPULATE_READ))
 		err(1, "mapping the cache");
 }
 

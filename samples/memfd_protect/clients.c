@@ -17,7 +17,7 @@
 #include "sga.h"
 
 /* Far apart, and no two offsets from the start of the address space alike. */
-#define CLIENT_BASE(index)	(0x100000000000UL + (index) * 0x4000200000UL)
+#define CLIENT_BASE(index)	(0x100000000000UL + (index) * 0x4040000000UL)
 
 struct hello {
 	__u64 base;
@@ -164,10 +164,10 @@ static void client_main(struct sga *sga, int index, pid_t parent)
 	snprintf(name, sizeof(name), "sga-client-%d", index);
 	prctl(PR_SET_NAME, name);
 
-	munmap((void *)sga->view, bytes);
-	base = mmap((void *)CLIENT_BASE(index), bytes, PROT_READ | PROT_WRITE,
-		    MAP_SHARED | MAP_POPULATE, sga->memfd, 0);
-	if (base == MAP_FAILED)
+	munmap((void *)sga->view, sga->map_bytes);
+	base = mmap((void *)CLIENT_BASE(index), sga->map_bytes, PROT_READ | PROT_WRITE,
+		    MAP_SHARED, sga->memfd, 0);
+	if (base == MAP_FAILED || madvise(base, bytes, MADV_POPULATE_WRITE))
 		err(1, "client %d: mmap", index);
 	if (sga->backend->attach)
 		fd = sga->backend->attach(sga, index, base);

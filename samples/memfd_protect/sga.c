@@ -151,6 +151,7 @@ int main(int argc, char **argv)
 		.seconds = 2,
 		.think_us = 100,
 		.max_bytes = 32UL << 20,
+		.map_unit = SGA_PAGE_SIZE,
 	};
 	struct verdict verdict;
 

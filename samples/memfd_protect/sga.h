@@ -159,6 +159,8 @@ struct sga {
 	/* the cache */
 	int memfd;
 	size_t nr_pages;
+	size_t map_unit;		/* mappings are a multiple of this */
+	size_t map_bytes;		/* at least all pages */
 	const struct sga_page *view;	/* read-only */
 	struct control *control;
 
