@@ -35,7 +35,8 @@
 #define FILES		3
 #define TABLES		6
 #define PAGES		(TABLES * 512)
-#define FILE_SIZE	(TABLES * TABLE_SIZE)
+#define GIB_TABLES	512
+#define LARGE_TABLES	(2 * GIB_TABLES + 1)
 #define CUT_TABLES	2	/* at the end: ftruncate() leaves the rest alone */
 #define WORKERS		5
 #define MAX_PIDS	32
@@ -113,6 +114,15 @@ static bool guards;		/* the kernel has guard regions in files */
 static size_t cut_unit = 1;	/* pages; where ftruncate() is sure to end */
 static int spin_fd = -1, spin_nfd = -1;
 
+/*
+ * Where the tables with pages are in a file. In a large one they are far apart, at both
+ * ends of two whole GiBs and in a third, and between them is nothing.
+ */
+static size_t place[TABLES] = { 0, 1, 2, 3, 4, 5 };
+static size_t file_size = TABLES * TABLE_SIZE;
+static size_t window_size = TABLES * TABLE_SIZE; /* a file, and what aligns the next */
+static bool large;		/* --large */
+
 static struct file {
 	int fd;
 	int nfd;
@@ -122,6 +132,40 @@ static struct file {
 	{ .name = "shared" },
 	{ .name = "ordinary" },
 };
+
+static void make_large(void)
+{
+	static const size_t far[TABLES] = {
+		0, 1, GIB_TABLES - 1, GIB_TABLES, 2 * GIB_TABLES - 1, 2 * GIB_TABLES,
+	};
+
+	memcpy(place, far, sizeof(place));
+	file_size = LARGE_TABLES * TABLE_SIZE;
+	window_size = 3 * GIB_TABLES * TABLE_SIZE;
+	large = true;
+}
+
+/* The offset of a page */
+static size_t at(size_t page)
+{
+	return place[page / 512] * TABLE_SIZE + page % 512 * 4096;
+}
+
+/* From the first to the last of some pages, with what is between them */
+static size_t bytes_of(size_t page, size_t nr)
+{
+	return at(page + nr - 1) + 4096 - at(page);
+}
+
+/* How many of some pages have nothing between them */
+static size_t next_to_each_other(size_t page, size_t nr)
+{
+	size_t i = 1;
+
+	while (i < nr && at(page + i) == at(page + i - 1) + 4096)
+		i++;
+	return i;
+}
 
 static void count(enum count which, unsigned long nr)
 {
@@ -206,7 +250,7 @@ static void map_window(unsigned int f, bool ro)
 {
 	char *addr = ro ? space.ro[f] : space.rw[f];
 
-	if (map_at(addr, files[f].fd, 0, FILE_SIZE,
+	if (map_at(addr, files[f].fd, 0, file_size,
 		   ro ? PROT_READ : PROT_RW) == MAP_FAILED)
 		error_once("mmap", -errno);
 	space.holes[f][ro] = false;
@@ -215,14 +259,17 @@ static void map_window(unsigned int f, bool ro)
 
 static bool space_init(void)
 {
-	char *area = reserve(3 * FILES * FILE_SIZE);
+	/* An address has the same place in a GiB as the offset. */
+	size_t unit = GIB_TABLES * TABLE_SIZE;
+	char *area = reserve(3 * FILES * window_size + unit);
 
 	if (area == MAP_FAILED)
 		return false;
-	for (unsigned int f = 0; f < FILES; f++, area += 3 * FILE_SIZE) {
+	area = (char *)(((uintptr_t)area + unit - 1) & -unit);
+	for (unsigned int f = 0; f < FILES; f++, area += 3 * window_size) {
 		space.rw[f] = area;
-		space.ro[f] = area + FILE_SIZE;
-		space.spare[f] = area + 2 * FILE_SIZE;
+		space.ro[f] = area + window_size;
+		space.spare[f] = area + 2 * window_size;
 		map_window(f, false);
 		map_window(f, true);
 	}
@@ -269,7 +316,7 @@ static int guarded_copy(void *to, const void *from)
 static int read_file_page(unsigned int f, size_t page, uint64_t *words,
 			  bool *cut)
 {
-	ssize_t got = pread(files[f].fd, words, 4096, page * 4096);
+	ssize_t got = pread(files[f].fd, words, 4096, at(page));
 
 	if (got < 0) {
 		error_once("pread", -errno);
@@ -283,13 +330,13 @@ static int read_file_page(unsigned int f, size_t page, uint64_t *words,
 static int read_page(unsigned int f, char *map, size_t page, enum road road,
 		     uint64_t *words, bool *cut)
 {
-	struct iovec here = { words, 4096 }, there = { map + page * 4096, 4096 };
+	struct iovec here = { words, 4096 }, there = { map + at(page), 4096 };
 
 	switch (road) {
 	case ROAD_MAP:
-		return guarded_copy(words, map + page * 4096);
+		return guarded_copy(words, map + at(page));
 	case ROAD_READ_ONLY:
-		return guarded_copy(words, space.ro[f] + page * 4096);
+		return guarded_copy(words, space.ro[f] + at(page));
 	case ROAD_VM:
 		return process_vm_readv(getpid(), &here, 1, &there, 1, 0) ==
 		       4096 ? 0 : SIGSEGV;
@@ -300,7 +347,7 @@ static int read_page(unsigned int f, char *map, size_t page, enum road road,
 
 static int write_file_page(unsigned int f, size_t page, const uint64_t *words)
 {
-	ssize_t ret = pwrite(files[f].fd, words, 4096, page * 4096);
+	ssize_t ret = pwrite(files[f].fd, words, 4096, at(page));
 
 	if (ret < 0 && errno != EPERM)
 		error_once("pwrite", -errno);
@@ -310,16 +357,16 @@ static int write_file_page(unsigned int f, size_t page, const uint64_t *words)
 static int write_page(unsigned int f, char *map, size_t page, enum road road,
 		      uint64_t *words)
 {
-	struct iovec here = { words, 4096 }, there = { map + page * 4096, 4096 };
+	struct iovec here = { words, 4096 }, there = { map + at(page), 4096 };
 	off_t mine = (off_t)gettid() * 4096;
 
 	switch (road) {
 	case ROAD_MAP:
-		return guarded_copy(map + page * 4096, words);
+		return guarded_copy(map + at(page), words);
 	case ROAD_READ_ONLY:
 		if (pwrite(space.source, words, 4096, mine) != 4096)
 			error_once("pwrite to the source", -errno);
-		return pread(space.source, map + page * 4096, 4096, mine) ==
+		return pread(space.source, map + at(page), 4096, mine) ==
 		       4096 ? 0 : SIGSEGV;
 	case ROAD_VM:
 		return process_vm_writev(getpid(), &here, 1, &there, 1, 0) ==
@@ -393,7 +440,7 @@ static void not_accessible(const struct visit *v, const char *how)
 	if (first_errors(doing))
 		ksft_print_msg("%s: page %zu of '%s' is not %s at %p, pid %d\n",
 			       doing, v->page, files[v->f].name, how,
-			       v->map + v->page * 4096, getpid());
+			       v->map + at(v->page), getpid());
 }
 
 /* SIGBUS and EPERM come only while somebody gives cause for them */
@@ -476,7 +523,7 @@ static void write_locked(struct visit *v)
 /* What maps the page read-only must not be the way to write it */
 static void store_read_only(const struct visit *v)
 {
-	char *addr = space.ro[v->f] + v->page * 4096;
+	char *addr = space.ro[v->f] + at(v->page);
 	struct iovec here = { (void *)v->words, 8 }, there = { addr, 8 };
 	bool written;
 
@@ -551,6 +598,8 @@ static void visit_some(unsigned int *seed, unsigned int nr)
 struct piece {
 	unsigned int f;
 	bool ro;
+	size_t page;		/* the first of its pages */
+	size_t nr;
 	size_t offset;
 	size_t len;
 	char *window;
@@ -565,26 +614,27 @@ static void pick_piece(unsigned int *seed, struct piece *p)
 	p->ro = !rnd(seed, 4);
 	p->window = p->ro ? space.ro[p->f] : space.rw[p->f];
 	if (rnd(seed, 5) == 0) {
-		p->offset = 0;
-		p->len = FILE_SIZE;
+		first = 0;
+		nr = PAGES;
 	} else if (rnd(seed, 2)) {
 		first = rnd(seed, TABLES);
-		nr = 1 + rnd(seed, TABLES - first);
-		p->offset = first * TABLE_SIZE;
-		p->len = nr * TABLE_SIZE;
+		nr = (1 + rnd(seed, TABLES - first)) * 512;
+		first *= 512;
 	} else {
 		first = rnd(seed, PAGES);
 		nr = 1 + rnd(seed, PAGES - first < 1024 ? PAGES - first : 1024);
-		p->offset = first * 4096;
-		p->len = nr * 4096;
 	}
+	p->page = first;
+	p->nr = nr;
+	p->offset = at(first);
+	p->len = bytes_of(first, nr);
 	p->addr = p->window + p->offset;
 }
 
 /* A page of the piece is used: it must be mapped */
 static void use_piece(unsigned int *seed, const struct piece *p, char *window)
 {
-	size_t page = (p->offset + rnd(seed, p->len / 4096) * 4096) / 4096;
+	size_t page = p->page + rnd(seed, p->nr);
 
 	if (!p->ro)
 		visit(seed, p->f, page, window, !space.rights[p->f][0]);
@@ -633,11 +683,11 @@ static bool change_rights(const struct piece *p, int prot)
 
 static bool op_protect_ro(unsigned int *seed, struct piece *p)
 {
-	size_t at = rnd(seed, p->len / 4096) * 4096;
+	size_t some = rnd(seed, p->len / 4096) * 4096;
 
 	if (p->ro || !change_rights(p, PROT_READ))
 		return false;
-	if (try_store(p->addr + at + 7, 0xff) != SIGSEGV)
+	if (try_store(p->addr + some + 7, 0xff) != SIGSEGV)
 		more(shared->read_only_written);
 	if (!rnd(seed, 3)) {
 		space.rights[p->f][0] = true;
@@ -667,7 +717,7 @@ static bool op_protect_rw(unsigned int *seed, struct piece *p)
 {
 	if (space.holes[p->f][p->ro])
 		map_window(p->f, p->ro);
-	if (mprotect(p->window, FILE_SIZE, p->ro ? PROT_READ : PROT_RW))
+	if (mprotect(p->window, file_size, p->ro ? PROT_READ : PROT_RW))
 		return false;
 	space.rights[p->f][p->ro] = false;
 	use_piece(seed, p, p->window);
@@ -677,8 +727,8 @@ static bool op_protect_rw(unsigned int *seed, struct piece *p)
 /* To the other place and back, or to a place that is not congruent */
 static bool op_move(unsigned int *seed, struct piece *p)
 {
-	size_t shift = p->len < FILE_SIZE && !rnd(seed, 3) &&
-		       p->offset + p->len < FILE_SIZE ? 4096 : 0;
+	size_t shift = p->len < file_size && !rnd(seed, 3) &&
+		       p->offset + p->len < file_size ? 4096 : 0;
 	char *to = space.spare[p->f] + p->offset + shift;
 	bool keep = !rnd(seed, 4);
 
@@ -726,7 +776,7 @@ static bool op_lock(unsigned int *seed, struct piece *p)
 
 static bool op_unlock(unsigned int *seed, struct piece *p)
 {
-	return !munlock(p->window, FILE_SIZE);
+	return !munlock(p->window, file_size);
 }
 
 static const int advice[NR_ADVICE] = {
@@ -742,10 +792,33 @@ static const char * const advice_names[NR_ADVICE] = {
 	"DONTFORK", "DOFORK", "WILLNEED",
 };
 
+/* What makes pages is not for what is between the tables */
+static bool makes_pages(int what)
+{
+	return what == MADV_POPULATE_READ || what == MADV_POPULATE_WRITE ||
+	       what == MADV_COLLAPSE;
+}
+
+static bool advise_tables(struct piece *p, int what)
+{
+	size_t page = p->page, behind = p->page + p->nr, nr;
+
+	for (; page < behind; page += nr) {
+		nr = next_to_each_other(page, behind - page);
+		if (madvise(p->window + at(page), nr * 4096, what))
+			return false;
+	}
+	return true;
+}
+
 static bool advise(struct piece *p, unsigned int nr)
 {
-	if (madvise(p->window + p->offset, p->len, advice[nr]))
+	if (makes_pages(advice[nr])) {
+		if (!advise_tables(p, advice[nr]))
+			return false;
+	} else if (madvise(p->addr, p->len, advice[nr])) {
 		return false;
+	}
 	__atomic_fetch_add(&shared->advice[nr], 1, __ATOMIC_RELAXED);
 	return true;
 }
@@ -766,7 +839,7 @@ static bool op_msync(unsigned int *seed, struct piece *p)
 
 static bool op_mincore(unsigned int *seed, struct piece *p)
 {
-	static unsigned char resident[PAGES];
+	static unsigned char resident[LARGE_TABLES * 512];
 
 	return !mincore(p->addr, p->len, resident);
 }
@@ -798,15 +871,19 @@ static bool op_uffd(unsigned int *seed, struct piece *p)
 /* Guards of this process, which nobody else may meet */
 static bool op_guard(unsigned int *seed, struct piece *p)
 {
-	size_t at = rnd(seed, p->len / 4096) * 4096;
+	size_t some;
 	bool ok;
 
+	/* Each page gets an entry of its own */
+	if (large && p->len > 2 * TABLE_SIZE)
+		return false;
+	some = rnd(seed, p->len / 4096) * 4096;
 	if (space.holes[p->f][p->ro])
 		map_window(p->f, p->ro);
 	/* Refused by a locked piece, it leaves guards in what lies before that */
 	ok = !madvise(p->addr, p->len, MADV_GUARD_INSTALL);
-	if (ok && try_load(p->addr + at) != SIGSEGV)
-		error_once("a guard can be read", p->offset + at);
+	if (ok && try_load(p->addr + some) != SIGSEGV)
+		error_once("a guard can be read", p->offset + some);
 	if (guards && madvise(p->addr, p->len, MADV_GUARD_REMOVE))
 		error_once("guards stay", -errno);
 	if (!ok)
@@ -995,7 +1072,7 @@ static void worker(unsigned int seed)
 	if (!rnd(&seed, 3)) {
 		/* The other thread may rely on its windows */
 		pthread_mutex_lock(&space.lock);
-		munmap(space.rw[0], 3 * FILES * FILE_SIZE);
+		munmap(space.rw[0], 3 * FILES * window_size);
 	}
 	count(C_EXITS, 1);
 	_exit(0);
@@ -1038,10 +1115,10 @@ static bool punch(unsigned int f, char *map, size_t page, size_t nr)
 
 	drop_begin(f, page, nr);
 	if (map)
-		done = !madvise(map + page * 4096, nr * 4096, MADV_REMOVE);
+		done = !madvise(map + at(page), nr * 4096, MADV_REMOVE);
 	else
 		done = !fallocate(files[f].fd, FALLOC_FL_PUNCH_HOLE |
-				  FALLOC_FL_KEEP_SIZE, page * 4096, nr * 4096);
+				  FALLOC_FL_KEEP_SIZE, at(page), nr * 4096);
 	if (!done && errno != EPERM)
 		error_once("punch", -errno);
 	if (done)
@@ -1065,7 +1142,7 @@ static void punch_locked(unsigned int f, const char *map, size_t page,
 		count(C_LOCKED_PUNCHES, 1);
 	for (size_t i = 0; done && i < locked; i++) {
 		page_is_zero(&s[i]);
-		if (load64(map + (page + i) * 4096 + 8 * (i % WORDS)) &&
+		if (load64(map + at(page + i) + 8 * (i % WORDS)) &&
 		    more(shared->findings[f]) < 10)
 			ksft_print_msg("file '%s' page %zu is not zero after a punch\n",
 				       files[f].name, page + i);
@@ -1081,13 +1158,13 @@ static void cut(unsigned int f, size_t page, unsigned int *seed)
 
 	refuse(f, page, PAGES - page, true);
 	drop_begin(f, page, PAGES - page);
-	done = !ftruncate(files[f].fd, page * 4096);
+	done = !ftruncate(files[f].fd, at(page));
 	if (!done && errno != EPERM)
 		error_once("cut", -errno);
 	if (done) {
 		count(C_CUTS, 1);
 		usleep(rnd(seed, 1000));
-		if (ftruncate(files[f].fd, FILE_SIZE))
+		if (ftruncate(files[f].fd, file_size))
 			error_once("grow", -errno);
 	}
 	drop_end(f, page, PAGES - page, done);
@@ -1096,7 +1173,7 @@ static void cut(unsigned int f, size_t page, unsigned int *seed)
 
 static void puncher(unsigned int f, unsigned int seed)
 {
-	char *map = map_file(files[f].fd, 0, FILE_SIZE, PROT_RW);
+	char *map = map_file(files[f].fd, 0, file_size, PROT_RW);
 	size_t page, nr;
 
 	while (map != MAP_FAILED && go_on()) {
@@ -1104,6 +1181,7 @@ static void puncher(unsigned int f, unsigned int seed)
 		nr = 1 + rnd(&seed, rnd(&seed, 3) ? 8 : 700);
 		if (nr > PAGES - page)
 			nr = PAGES - page;
+		nr = next_to_each_other(page, nr);
 		switch (rnd(&seed, 8)) {
 		case 0:
 			page = PAGES - 1 - rnd(&seed, CUT_TABLES * 512);
@@ -1131,27 +1209,37 @@ static void puncher(unsigned int f, unsigned int seed)
 static void read_range(unsigned int f, size_t page, size_t nr, char *to)
 {
 	memset(to, 0, nr * 4096);
-	if (pread(files[f].fd, to, nr * 4096, page * 4096) < 0)
+	if (pread(files[f].fd, to, nr * 4096, at(page)) < 0)
 		error_once("pread of a range", -errno);
+}
+
+/* From the first to the last of some pages */
+static long protect_span(unsigned int f, size_t page, size_t nr, unsigned int mode)
+{
+	return sys_memfd_protect(files[f].fd, at(page), bytes_of(page, nr), PROT_READ,
+				 mode);
 }
 
 static void lift(unsigned int f, size_t page, size_t nr)
 {
-	long ret = unprotect_pages(files[f].fd, page, nr);
+	long ret = sys_memfd_protect(files[f].fd, at(page), bytes_of(page, nr), PROT_RW,
+				     0);
 
 	if (ret)
 		error_once("unprotect", ret);
 }
 
-static void hold(unsigned int f, size_t page, size_t nr, unsigned int mode,
+/* Protects the pages, with all others perhaps, and looks at them */
+static void hold(unsigned int f, size_t page, size_t nr, unsigned int mode, bool all,
 		 unsigned int *seed)
 {
 	static char before[64 * 4096], after[64 * 4096];
+	size_t first = all ? 0 : page, count_of = all ? PAGES : nr;
 	long ret;
 
 	if (mode == MEMFD_PROTECT_DENY)
-		refuse(f, page, nr, true);
-	ret = protect_pages(files[f].fd, page, nr, mode);
+		refuse(f, first, count_of, true);
+	ret = protect_span(f, first, count_of, mode);
 	if (!ret) {
 		read_range(f, page, nr, before);
 		usleep(rnd(seed, 6000));
@@ -1160,13 +1248,13 @@ static void hold(unsigned int f, size_t page, size_t nr, unsigned int mode,
 		    more(shared->hold_changed) < 10)
 			ksft_print_msg("pages %zu to %zu of '%s' changed in mode %u\n",
 				       page, page + nr - 1, files[f].name, mode);
-		lift(f, page, nr);
+		lift(f, first, count_of);
 		count(mode == MEMFD_PROTECT_DENY ? C_DENIALS : C_HOLDS, 1);
 	} else if (ret != -EBUSY) {
 		error_once("memfd_protect", ret);
 	}
 	if (mode == MEMFD_PROTECT_DENY)
-		refuse(f, page, nr, false);
+		refuse(f, first, count_of, false);
 }
 
 static void log_writes(unsigned int f, size_t page, size_t nr,
@@ -1176,7 +1264,7 @@ static void log_writes(unsigned int f, size_t page, size_t nr,
 	uint64_t end;
 	int got;
 
-	if (protect_pages(files[f].fd, page, nr, MEMFD_PROTECT_ASYNC))
+	if (protect_span(f, page, nr, MEMFD_PROTECT_ASYNC))
 		return;
 	for (unsigned int i = rnd(seed, 4); i; i--) {
 		usleep(rnd(seed, 5000));
@@ -1192,23 +1280,22 @@ static void log_writes(unsigned int f, size_t page, size_t nr,
 static void protector(unsigned int f, unsigned int seed)
 {
 	size_t page, nr;
+	bool all;
 
 	while (go_on()) {
 		page = pick_page(&seed);
+		nr = 1 + rnd(&seed, PAGES - page < 64 ? PAGES - page : 64);
+		nr = next_to_each_other(page, nr);
+		all = !rnd(&seed, 4);
 		switch (rnd(&seed, 3)) {
 		case MEMFD_PROTECT_ASYNC:
-			nr = PAGES - page;
-			log_writes(f, page, 1 + rnd(&seed, nr), &seed);
+			log_writes(f, page, 1 + rnd(&seed, PAGES - page), &seed);
 			break;
 		case MEMFD_PROTECT_WAIT:
-			nr = PAGES - page < 64 ? PAGES - page : 64;
-			hold(f, page, 1 + rnd(&seed, nr), MEMFD_PROTECT_WAIT,
-			     &seed);
+			hold(f, page, nr, MEMFD_PROTECT_WAIT, all, &seed);
 			break;
 		default:
-			nr = PAGES - page < 64 ? PAGES - page : 64;
-			hold(f, page, 1 + rnd(&seed, nr), MEMFD_PROTECT_DENY,
-			     &seed);
+			hold(f, page, nr, MEMFD_PROTECT_DENY, all, &seed);
 		}
 		drain_events(files[f].nfd);
 		usleep(rnd(&seed, 10000));
@@ -1221,15 +1308,15 @@ static void protector(unsigned int f, unsigned int seed)
 static void reclaimer(unsigned int f, unsigned int seed)
 {
 	bool cgroup = !access(CGROUP "/memory.reclaim", W_OK);
-	char *map = map_file(files[f].fd, 0, FILE_SIZE, PROT_RW);
+	char *map = map_file(files[f].fd, 0, file_size, PROT_RW);
 
 	while (map != MAP_FAILED && go_on()) {
 		/* EAGAIN when less was reclaimed: that is all right */
 		if (cgroup && rnd(&seed, 3))
 			write_file(CGROUP "/memory.reclaim", "4M");
 		else
-			madvise(map + pick_page(&seed) / 512 * TABLE_SIZE,
-				TABLE_SIZE, MADV_PAGEOUT);
+			madvise(map + at(pick_page(&seed) & -512UL), TABLE_SIZE,
+				MADV_PAGEOUT);
 		count(C_RECLAIMS, 1);
 		usleep(20000 + rnd(&seed, 80000));
 	}
@@ -1238,13 +1325,13 @@ static void reclaimer(unsigned int f, unsigned int seed)
 
 static void mover(unsigned int f, unsigned int seed)
 {
-	char *map = map_file(files[f].fd, 0, FILE_SIZE, PROT_RW);
+	char *map = map_file(files[f].fd, 0, file_size, PROT_RW);
 	void *pages[16];
 	int to[16], status[16];
 
 	while (map != MAP_FAILED && go_on()) {
 		for (int i = 0; i < 16; i++) {
-			pages[i] = map + pick_page(&seed) * 4096;
+			pages[i] = map + at(pick_page(&seed));
 			to[i] = rnd(&seed, 2);
 			try_load(pages[i]);
 		}
@@ -1707,7 +1794,7 @@ static void final_check(unsigned int *seed)
 			}
 		}
 	}
-	munmap(space.rw[0], 3 * FILES * FILE_SIZE);
+	munmap(space.rw[0], 3 * FILES * window_size);
 }
 
 static void enter_cgroup(bool enter)
@@ -1767,9 +1854,9 @@ static bool open_files(void)
 	unsigned int share = unshared ? 0 : MFD_SHARE_PGTABLES;
 	unsigned int protect = protection ? MFD_ALLOW_PROTECT : 0;
 
-	files[0].fd = open_file(share | protect, FILE_SIZE);
-	files[1].fd = open_file(share, FILE_SIZE);
-	files[2].fd = open_file(protect, FILE_SIZE);
+	files[0].fd = open_file(share | protect, file_size);
+	files[1].fd = open_file(share, file_size);
+	files[2].fd = open_file(protect, file_size);
 	spin_fd = open_file(share | protect, SPIN_SIZE);
 	if (files[0].fd < 0 || files[1].fd < 0 || files[2].fd < 0 ||
 	    spin_fd < 0)
@@ -1861,6 +1948,12 @@ static bool report_sharing(const struct ptshare_counts *before)
 	ksft_print_msg("mappings unshared %lld, shared again %lld\n",
 		       now.unshare - before->unshare,
 		       now.share - before->share);
+	if (large) {
+		ksft_print_msg("tables protected as a whole %lld, pushed down %lld\n",
+			       vmstat("ptshare_protect"), vmstat("ptshare_push_down"));
+		if (protection && (!vmstat("ptshare_protect") || !vmstat("ptshare_push_down")))
+			return false;
+	}
 	return now.link > before->link && now.unlink > before->unlink &&
 	       now.unshare > before->unshare && now.share > before->share;
 }
@@ -1912,6 +2005,8 @@ static bool parse(int argc, char **argv, unsigned int *seconds,
 			_exit(0);
 		else if (!strcmp(argv[i], "--unshared"))
 			unshared = true;
+		else if (!strcmp(argv[i], "--large"))
+			make_large();
 		else if (i + 1 == argc)
 			return false;
 		else if (!strcmp(argv[i], "--seconds"))
@@ -1976,7 +2071,7 @@ int main(int argc, char **argv)
 	long long tables;
 
 	if (!parse(argc, argv, &seconds, &seed)) {
-		fprintf(stderr, "Usage: %s [--seconds N] [--seed N] [--unshared]\n",
+		fprintf(stderr, "Usage: %s [--seconds N] [--seed N] [--unshared] [--large]\n",
 			argv[0]);
 		return KSFT_FAIL;
 	}
@@ -1984,8 +2079,9 @@ int main(int argc, char **argv)
 	if (!unshared && !have_ptshare())
 		ksft_exit_skip("no MFD_SHARE_PGTABLES\n");
 	ksft_set_plan(10);
-	ksft_print_msg("%u seconds, seed %u%s\n", seconds, seed,
-		       unshared ? ", nothing shared" : "");
+	ksft_print_msg("%u seconds, seed %u%s%s\n", seconds, seed,
+		       unshared ? ", nothing shared" : "",
+		       large ? ", files of several GiB" : "");
 	tables = ptshare_tables();
 	before = ptshare_counts();
 	if (!prepare())
