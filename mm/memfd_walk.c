@@ -91,9 +91,8 @@ static bool span_in_vma(struct vm_area_struct *vma,
 	return true;
 }
 
-/* The next address from @addr on that is in a span, or @end. */
-static unsigned long walk_next(struct memfd_walk *walk, unsigned long addr,
-			       unsigned long end)
+static unsigned long walk_next_span(struct memfd_walk *walk, unsigned long addr,
+				    unsigned long end)
 {
 	while (addr >= walk->stop) {
 		if (++walk->span == walk->behind) {
@@ -105,6 +104,15 @@ static unsigned long walk_next(struct memfd_walk *walk, unsigned long addr,
 		}
 	}
 	return clamp(walk->start, addr, end);
+}
+
+/* The next address from @addr on, up to @end, that is in a span, or @end. */
+static inline unsigned long walk_next(struct memfd_walk *walk,
+				      unsigned long addr, unsigned long end)
+{
+	if (likely(addr >= walk->start && addr < walk->stop))
+		return addr;
+	return walk_next_span(walk, addr, end);
 }
 
 /* There is no table. What has been in one may not have been flushed yet. */
@@ -174,10 +182,11 @@ static void walk_pmd(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 		     unsigned long end)
 {
+	pmd_t *table = pmd_offset(pud, addr) - pmd_index(addr);
 	unsigned long next;
 
 	for (; addr != end; addr = walk_next(walk, next, end)) {
-		pmd_t *pmd = pmd_offset(pud, addr);
+		pmd_t *pmd = table + pmd_index(addr);
 
 		next = ptshare_protect_tables(walk->vma, pmd, addr,
 					      min(walk->stop, end), &walk->tlb);
@@ -195,11 +204,12 @@ static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 static int walk_puds(struct memfd_walk *walk, p4d_t *p4d, unsigned long addr,
 		     unsigned long end)
 {
+	pud_t *table = pud_offset(p4d, addr) - pud_index(addr);
 	unsigned long next;
 	int err = 0;
 
 	for (; !err && addr != end; addr = walk_next(walk, next, end)) {
-		pud_t *pud = pud_offset(p4d, addr);
+		pud_t *pud = table + pud_index(addr);
 
 		next = pud_addr_end(addr, end);
 		if (!pud_none_or_clear_bad(pud))
