@@ -6,7 +6,8 @@
 # demo, check, check-debug, check-distro, check-configs, bench, lint.
 
 MAKEFLAGS += --no-print-directory
-export KVER KSRC PATCH FILE QUICK FLAVOUR
+PREFIX ?= /usr/local
+export KVER KSRC PATCH FILE QUICK FLAVOUR PREFIX DESTDIR
 
 help:		## show this list
 	@sed -n 's/^\([a-z_.-]*\):[^#]*## /\1\t/p' Makefile | expand -t 24
@@ -57,6 +58,13 @@ programs: setup	## build tests, samples and benchmarks for the guest
 refresh:	## bring edits in build/linux back (PATCH=name FILE=path for a new hook)
 	@flock build/$(addsuffix /,$(filter-out 6.12,$(KVER))).lock scripts/tree refresh
 
+install: setup	## install library, command, tracing tool, manual (PREFIX=/usr/local DESTDIR=)
+	@$(MAKE) -C tools/lib/memfd_protect install
+	@$(MAKE) -C tools/memfd_protect install
+	@install -d $(DESTDIR)$(PREFIX)/sbin $(foreach s,2 7,$(DESTDIR)$(PREFIX)/share/man/man$s)
+	@install tools/bpf/memfd_protect/memfdstall.bt $(DESTDIR)$(PREFIX)/sbin
+	@for s in 2 7; do install -m 644 man/man$$s/* $(DESTDIR)$(PREFIX)/share/man/man$$s; done
+
 series: setup	## write the series as git am-able mails to out/
 	@scripts/series out
 
@@ -80,4 +88,4 @@ clean:		## remove everything that was built
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check check-short check-debug check-distro check-configs bench shell gdb \
-	kernel kernel-debug kernel-vanilla programs refresh series deb check-deb each-patch lint compile_commands.json clean
+	kernel kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean

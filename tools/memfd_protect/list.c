@@ -282,6 +282,18 @@ int cmd_list(int argc, char **argv)
 	return 0;
 }
 
+/* Flags are octal, and stay as the kernel writes them. */
+static void json_field(const char *key, const char *value)
+{
+	char *end;
+	long long number = strtoll(value, &end, 10);
+
+	if (end == value || *end || (*value == '0' && value[1]))
+		json_string(stdout, key, value);
+	else
+		json_number(stdout, key, number);
+}
+
 static void print_fdinfo(char *text)
 {
 	for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
@@ -292,7 +304,7 @@ static void print_fdinfo(char *text)
 		*value++ = '\0';
 		value += strspn(value, " \t");
 		if (json)
-			json_string(stdout, line, value);
+			json_field(line, value);
 		else
 			printf("%-16s %s\n", line, value);
 	}
