@@ -44,7 +44,7 @@ static int reprotect(struct memfd_protect *mp, const struct memfd_span *span,
 
 /* Takes a run out of the log. What has another mode by now keeps that. */
 static int take_run(struct memfd_protect *mp, const struct memfd_span *span,
-		     struct memfd_ranges_pool *pool)
+		    struct memfd_ranges_pool *pool)
 {
 	struct memfd_span run = *span;
 	int err = 0;

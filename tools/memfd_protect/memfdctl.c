@@ -51,14 +51,15 @@ static const struct command *find_command(const char *name)
 	return NULL;
 }
 
-static void usage(FILE *to)
+static void print_usage(FILE *to)
 {
 	fprintf(to, "Usage: memfdctl [--json] COMMAND [OPTION...]\n\n");
 	for (size_t i = 0; i < COMMANDS; i++)
 		fprintf(to, "  %-10s %s\n", commands[i].name, commands[i].what);
-	fprintf(to, "\nTARGET is PID:FD, or a path like /proc/PID/fd/FD. OFFSET, LENGTH and SIZE are in\n"
-		    "bytes, or in K, M, G, T. `memfdctl COMMAND --help` says more.\n"
-		    "Exit status: 0; 1 it failed; 2 usage, and nothing was changed.\n");
+	fputs("\nTARGET is PID:FD, or a path like /proc/PID/fd/FD. OFFSET, LENGTH and SIZE are\n"
+	      "in bytes, or in K, M, G, T. `memfdctl COMMAND --help` says more.\n"
+	      "Exit status: 0; 1 it failed; 2 it was called wrong, and nothing was changed.\n",
+	      to);
 }
 
 /**
@@ -194,7 +195,7 @@ int main(int argc, char **argv)
 		if (!strcmp(argv[i], "--json")) {
 			json = true;
 		} else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
-			usage(stdout);
+			print_usage(stdout);
 			return 0;
 		} else if (!strcmp(argv[i], "--version")) {
 			puts("memfdctl " VERSION);
@@ -204,7 +205,7 @@ int main(int argc, char **argv)
 		}
 	}
 	if (i == argc) {
-		usage(stderr);
+		print_usage(stderr);
 		return USAGE;
 	}
 	command = find_command(argv[i]);

@@ -110,7 +110,7 @@ static void *store(void *addr)
 	return NULL;
 }
 
-static void events(void)
+static void several_writers(void)
 {
 	struct file f = new_file(0, MEMFD_NOTIFY_NONBLOCK);
 	struct memfdp_events *events = memfdp_events_new(f.nfd, 2);
@@ -167,7 +167,7 @@ static void denies(void)
 	CHECK(event && event->type == MEMFD_EVENT_WRITE && event->offset == 7 * PAGE);
 	CHECK(event && !memfdp_resolve(f.nfd, event->cookie, false));
 	pthread_join(writer, &denied);
-	CHECK(denied != NULL);
+	CHECK(!!denied);
 	memfdp_events_free(events);
 	end_file(&f);
 	result("deny");
@@ -233,7 +233,7 @@ static void by_handler(void)
 }
 
 /* What a later kernel, or something that is no event fd, sends */
-static void records(void)
+static void odd_records(void)
 {
 	struct {
 		struct memfd_event event;
@@ -273,7 +273,7 @@ int main(int argc, char **argv)
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("TAP version 13\n1..%d\n", here ? 6 : 2);
-	records();
+	odd_records();
 	if (!here) {
 		if (memfd_notify(-1, MEMFD_NOTIFY_QUERY) >= 0)
 			printf("ok 2 ENOSYS, and nothing else # SKIP this kernel has it\n");
@@ -282,7 +282,7 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	creates();
-	events();
+	several_writers();
 	denies();
 	scans();
 	by_handler();
