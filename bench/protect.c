@@ -221,16 +221,16 @@ static struct row {
 } rows[24];
 static unsigned int nr_rows;
 
-static struct row *row_with_goal(const char *what, double goal)
+static struct row *row(const char *what)
 {
 	rows[nr_rows].what = what;
-	rows[nr_rows].goal = goal;
 	return &rows[nr_rows++];
 }
 
-static struct row *row(const char *what)
+static struct row *with_goal(struct row *r, double goal)
 {
-	return row_with_goal(what, 0);
+	r->goal = goal;
+	return r;
 }
 
 static uint64_t start;
@@ -354,18 +354,18 @@ static void resident(unsigned int nr)
 	struct resident r;
 
 	if (nr == 1) {
-		r.on = row_with_goal("64 MiB, 1 process", 0.7);
+		r.on = with_goal(row("64 MiB, 1 process"), 0.7);
 		r.off = row("  the same, protection removed");
 		r.page = row("1 page, 1 process");
 		r.clean = row("  the same again, not written since");
-		r.scan = row_with_goal("log of 1000 single pages taken, 1 process", 1);
+		r.scan = with_goal(row("log of 1000 single pages taken, 1 process"), 1);
 	} else {
 		r.on = row("64 MiB, 16 processes");
 		r.off = row("  the same, protection removed");
 		r.page = row("1 page, 16 processes");
 		r.clean = row("  the same again, not written since");
-		r.scan = row_with_goal("log of 1000 single pages taken, 16 processes",
-				       0.15);
+		r.scan = with_goal(row("log of 1000 single pages taken, 16 processes"),
+				   0.15);
 	}
 	resident_memfd(nr, &r);
 	resident_mprotect(nr, &r);
@@ -504,7 +504,7 @@ int main(int argc, char **argv)
 	resident(1);
 	resident(MAX_PROCESSES);
 	empty_offsets();
-	trip = row_with_goal("WAIT: a store caught, read, allowed", 1);
+	trip = with_goal(row("WAIT: a store caught, read, allowed"), 1);
 	round_trip_memfd(&trip->us[MEMFD_PROTECT]);
 	round_trip_uffd(&trip->us[WITH_UFFD]);
 

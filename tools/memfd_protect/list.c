@@ -14,10 +14,12 @@
 #include <unistd.h>
 
 /* What the kernel says of a memfd in /proc/PID/fdinfo, -1 where it does not. */
-struct figures {
-	long long wait, async, deny;
-	long long event_fd, waiters;
-	long long guests, tables, links;
+enum figure { WAIT, ASYNC, DENY, EVENT_FD, WAITERS, GUESTS, TABLES, LINKS, NR_FIGURES };
+
+static const char * const figure_names[NR_FIGURES] = {
+	[WAIT] = "protect_wait", [ASYNC] = "protect_async", [DENY] = "protect_deny",
+	[EVENT_FD] = "event_fd", [WAITERS] = "waiters", [GUESTS] = "ptshare_guests",
+	[TABLES] = "ptshare_tables", [LINKS] = "ptshare_links",
 };
 
 static long long field(const char *text, const char *name)
@@ -49,18 +51,10 @@ static bool read_fdinfo(const char *pid, const char *fd, char *text, size_t size
 	return got;
 }
 
-static void parse_figures(const char *text, struct figures *f)
+static void parse_figures(const char *text, long long figures[NR_FIGURES])
 {
-	*f = (struct figures) {
-		.wait = field(text, "protect_wait"),
-		.async = field(text, "protect_async"),
-		.deny = field(text, "protect_deny"),
-		.event_fd = field(text, "event_fd"),
-		.waiters = field(text, "waiters"),
-		.guests = field(text, "ptshare_guests"),
-		.tables = field(text, "ptshare_tables"),
-		.links = field(text, "ptshare_links"),
-	};
+	for (int i = 0; i < NR_FIGURES; i++)
+		figures[i] = field(text, figure_names[i]);
 }
 
 /**
@@ -86,7 +80,7 @@ struct entry {
 	uint64_t size;
 	uint64_t resident;
 	char name[256];
-	struct figures figures;
+	long long figures[NR_FIGURES];
 };
 
 static struct entry *entries;
@@ -158,7 +152,7 @@ static void look_at(const char *pid, const char *fd)
 		e->size = st.st_size;
 		e->resident = st.st_blocks * 512ULL;
 		memcpy(e->name, name, sizeof(name));
-		parse_figures(text, &e->figures);
+		parse_figures(text, e->figures);
 	}
 	if (e->last_user != atoi(pid))
 		e->users++;
@@ -186,22 +180,6 @@ static void look_at_process(const char *pid)
 	closedir(dir);
 }
 
-static void json_figures(const struct figures *f)
-{
-	static const char * const names[] = {
-		"protect_wait", "protect_async", "protect_deny", "event_fd", "waiters",
-		"ptshare_guests", "ptshare_tables", "ptshare_links",
-	};
-	const long long values[] = {
-		f->wait, f->async, f->deny, f->event_fd, f->waiters, f->guests, f->tables,
-		f->links,
-	};
-
-	for (size_t i = 0; i < sizeof(values) / sizeof(values[0]); i++)
-		if (values[i] >= 0)
-			json_number(stdout, names[i], values[i]);
-}
-
 static void json_entry(const struct entry *e)
 {
 	char target[32];
@@ -213,28 +191,30 @@ static void json_entry(const struct entry *e)
 	json_number(stdout, "size", e->size);
 	json_number(stdout, "resident", e->resident);
 	json_number(stdout, "processes", e->users);
-	json_figures(&e->figures);
+	for (int i = 0; i < NR_FIGURES; i++)
+		if (e->figures[i] >= 0)
+			json_number(stdout, figure_names[i], e->figures[i]);
 	json_close(stdout);
 }
 
 /* Ranges of each mode, and whether there is a handler: "2 wait 1 deny, handler" */
-static void describe_protection(const struct figures *f, char text[64])
+static void describe_protection(const long long figures[NR_FIGURES], char text[64])
 {
 	int at = 0;
 
-	if (f->deny < 0) {
+	if (figures[DENY] < 0) {
 		strcpy(text, "-");
 		return;
 	}
-	if (f->wait)
-		at += snprintf(text + at, 64 - at, "%lld wait ", f->wait);
-	if (f->async)
-		at += snprintf(text + at, 64 - at, "%lld async ", f->async);
-	if (f->deny)
-		at += snprintf(text + at, 64 - at, "%lld deny ", f->deny);
+	if (figures[WAIT])
+		at += snprintf(text + at, 64 - at, "%lld wait ", figures[WAIT]);
+	if (figures[ASYNC])
+		at += snprintf(text + at, 64 - at, "%lld async ", figures[ASYNC]);
+	if (figures[DENY])
+		at += snprintf(text + at, 64 - at, "%lld deny ", figures[DENY]);
 	if (!at)
 		at += snprintf(text, 64, "none ");
-	at += snprintf(text + at, 64 - at, "%s", f->event_fd > 0 ? "(handler)" : "");
+	at += snprintf(text + at, 64 - at, "%s", figures[EVENT_FD] > 0 ? "(handler)" : "");
 	if (at && text[at - 1] == ' ')
 		text[at - 1] = '\0';
 }
@@ -244,9 +224,9 @@ static void print_entry(const struct entry *e)
 	char target[32], size[16], resident[16], protection[64], tables[24] = "-";
 
 	snprintf(target, sizeof(target), "%d:%d", e->pid, e->fd);
-	describe_protection(&e->figures, protection);
-	if (e->figures.tables >= 0)
-		snprintf(tables, sizeof(tables), "%lld", e->figures.tables);
+	describe_protection(e->figures, protection);
+	if (e->figures[TABLES] >= 0)
+		snprintf(tables, sizeof(tables), "%lld", e->figures[TABLES]);
 	printf("%-12s %-20s %8s %8s %5d %6s  %s\n", target, e->name, human_size(e->size, size),
 	       human_size(e->resident, resident), e->users, tables, protection);
 }

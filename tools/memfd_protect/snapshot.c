@@ -58,16 +58,16 @@ static int fail(const char *what)
 static int put(struct copy *c, const char *buf, size_t len, uint64_t offset)
 {
 	while (len) {
-		size_t some = len < c->page ? len : c->page;
-		ssize_t done = is_zero(buf, some) ? (ssize_t)some :
-			       pwrite(c->out, buf, some, offset);
+		ssize_t done = len < c->page ? len : c->page;
 
-		if (done < 0 && errno == EINTR)
-			continue;
-		if (done <= 0)
-			return fail("writing the copy");
-		if (!is_zero(buf, some))
+		if (!is_zero(buf, done)) {
+			done = pwrite(c->out, buf, done, offset);
+			if (done < 0 && errno == EINTR)
+				continue;
+			if (done <= 0)
+				return fail("writing the copy");
 			c->data += done;
+		}
 		buf += done;
 		len -= done;
 		offset += done;
@@ -268,13 +268,13 @@ int cmd_snapshot(int argc, char **argv)
 	status = target_open(&c.target, argv[optind], true);
 	if (status)
 		return status;
+	if (!c.target.size)
+		return bad_usage("%s: the memfd is empty", argv[optind]);
 	c.pages = (c.target.size + c.page - 1) / c.page;
-	c.copied = calloc(c.pages ? c.pages : 1, 1);
+	c.copied = calloc(c.pages, 1);
 	c.buf = malloc(CHUNK);
 	if (!c.copied || !c.buf)
 		return fail("memory");
-	if (!c.pages)
-		return bad_usage("%s: the memfd is empty", argv[optind]);
 	status = snapshot(&c, argv[optind + 1]);
 	close(c.target.fd);
 	free(c.copied);
