@@ -143,9 +143,10 @@ static int check_scan(struct memfd_scan *scan)
 	return 0;
 }
 
-/* Tells user space of @nr ranges, some at a time. */
+/* Tells user space of @nr ranges, some at a time, and adds their pages up. */
 static int put_ranges(struct memfd_range __user *to,
-		      const struct memfd_span *spans, unsigned int nr)
+		      const struct memfd_span *spans, unsigned int nr,
+		      u64 *pages)
 {
 	struct memfd_range ranges[16];
 	unsigned int i, some;
@@ -157,6 +158,7 @@ static int put_ranges(struct memfd_range __user *to,
 
 			ranges[i].offset = (u64)spans[i].first << PAGE_SHIFT;
 			ranges[i].length = nr_pages << PAGE_SHIFT;
+			*pages += nr_pages;
 		}
 		if (copy_to_user(to, ranges, some * sizeof(*ranges)))
 			return -EFAULT;
@@ -166,12 +168,12 @@ static int put_ranges(struct memfd_range __user *to,
 
 /*
  * One batch after the other, from scan->start on. Counts the ranges that user
- * space has in *@total. A batch begins behind the page that follows the last range,
+ * space has in *@total, and their pages. A batch begins behind the page that follows the last range,
  * which was not in the log when the range was found: ranges stay apart.
  */
 static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 			struct memfd_span *spans, unsigned int size,
-			unsigned int *total)
+			unsigned int *total, u64 *pages)
 {
 	struct memfd_range __user *to = u64_to_user_ptr(scan->ranges);
 	bool take = scan->flags & MEMFD_SCAN_REPROTECT;
@@ -183,10 +185,11 @@ static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 		unsigned int want = min_t(u64, size, scan->nr_ranges - *total);
 		int nr = memfd_protect_scan(mp, &start, end - 1, spans, want,
 					    take);
+		u64 told = 0;
 
 		if (nr < 0)
 			return nr;
-		if (put_ranges(to + *total, spans, nr)) {
+		if (put_ranges(to + *total, spans, nr, &told)) {
 			if (take)
 				memfd_protect_unscan(mp, spans, nr);
 			return -EFAULT;
@@ -194,6 +197,7 @@ static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 		if (!nr)
 			break;
 		*total += nr;
+		*pages += told;
 		scan->walk_end = (u64)(spans[nr - 1].last + 1) << PAGE_SHIFT;
 	}
 	/* What is left, if it is anything, is not in the log. */
@@ -208,6 +212,7 @@ static int notify_scan(struct memfd_protect *mp,
 	struct memfd_scan scan;
 	struct memfd_span *spans;
 	unsigned int size, total = 0;
+	u64 pages = 0;
 	int err;
 
 	if (copy_from_user(&scan, argp, sizeof(scan)))
@@ -222,11 +227,12 @@ static int notify_scan(struct memfd_protect *mp,
 	spans = kvmalloc_array(size, sizeof(*spans), GFP_KERNEL_ACCOUNT);
 	if (!spans)
 		return -ENOMEM;
-	err = scan_batches(mp, &scan, spans, size, &total);
+	err = scan_batches(mp, &scan, spans, size, &total, &pages);
 	kvfree(spans);
 	/* User space knows of ranges that have been taken: no error then. */
 	if (err && !total)
 		return err;
+	memfd_protect_scanned(mp, &scan, total, pages);
 	if (put_user(scan.walk_end, &argp->walk_end) && !total)
 		return -EFAULT;
 	return total;

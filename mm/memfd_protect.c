@@ -424,6 +424,9 @@ void memfd_protect_release_notify(struct memfd_protect *mp)
 	struct inode *inode = mp->inode;
 
 	memfd_flight_lock(mp, 0, MEMFD_RANGES_LAST, TASK_UNINTERRUPTIBLE);
+	trace_memfd_protect_close(mp->dev, mp->ino,
+				  READ_ONCE(mp->waiters.nr_waiters),
+				  READ_ONCE(mp->waiters.events));
 	memfd_ranges_translate(&mp->modes, only_deny);
 	memfd_ranges_destroy(&mp->async);
 	memfd_ranges_destroy(&mp->log);

@@ -22,6 +22,8 @@
 #include <linux/bits.h>
 #include <linux/fs.h>
 #include <linux/sched.h>
+#include <trace/events/memfd_protect.h>
+#include <uapi/linux/memfd_protect.h>
 
 #include "memfd_protect.h"
 
@@ -327,4 +329,22 @@ int memfd_protect_scan(struct memfd_protect *mp, pgoff_t *start, pgoff_t last,
 		keep_all_pinned(mp, spans, n);
 	inode_unlock(inode);
 	return err ?: n;
+}
+
+/**
+ * memfd_protect_scanned() - a handler has been told of written ranges
+ * @mp: Protection of the file.
+ * @scan: What he asked for, with walk_end.
+ * @nr: The number of ranges.
+ * @pages: Pages in them.
+ *
+ * Context: Any.
+ */
+void memfd_protect_scanned(struct memfd_protect *mp,
+			   const struct memfd_scan *scan, unsigned int nr,
+			   u64 pages)
+{
+	trace_memfd_protect_scan(mp->dev, mp->ino, scan->start,
+				 scan->walk_end - scan->start, nr, pages,
+				 scan->flags & MEMFD_SCAN_REPROTECT);
 }

@@ -455,7 +455,8 @@ static void free_own_tables(struct mm_struct *mm, unsigned long start,
  * left that say that the memory is poisoned it stays ordinary, so that they are
  * not lost.
  */
-static void set_shares(struct vm_area_struct *vma, bool shares)
+static void set_shares(struct vm_area_struct *vma, bool shares,
+		       enum ptshare_reason reason)
 {
 	struct address_space *mapping = vma->vm_file->f_mapping;
 	struct ptshare_vma *pv = ptshare_vma(vma);
@@ -472,7 +473,7 @@ static void set_shares(struct vm_area_struct *vma, bool shares)
 	}
 	ptshare_blocks(vma, &start, &end);
 	if (!shares) {
-		ptshare_unlink_notify(vma, start, end);
+		ptshare_unlink_notify(vma, start, end, reason);
 	} else if (!ptshare_drop_entries(vma, start, end)) {
 		pv->never = true;
 		return;
@@ -487,8 +488,24 @@ static void set_shares(struct vm_area_struct *vma, bool shares)
 		put_blocks(vma);
 	i_mmap_unlock_write(mapping);
 	ptshare_dropped(vma, start, end);
-	if (start != end)
-		count_vm_event(shares ? PTSHARE_SHARE : PTSHARE_UNSHARE);
+	if (!shares)
+		ptshare_count_unshare(vma, start, end, reason);
+	else if (start != end)
+		count_vm_event(PTSHARE_SHARE);
+}
+
+/* Why a mapping that has shared does not any more if it gets these flags. */
+static enum ptshare_reason reason_of(const struct ptshare_vma *pv,
+				     unsigned long flags)
+{
+	if (flags & (VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR |
+		     MEMFD_VM_UFFD_RWP))
+		return PTSHARE_BY_USERFAULTFD;
+	if (flags & VM_HUGEPAGE)
+		return PTSHARE_BY_HUGEPAGE;
+	if (flags & MEMFD_VM_MAYBE_GUARD)
+		return PTSHARE_BY_GUARD;
+	return pv->never ? PTSHARE_BY_SOFT_DIRTY : PTSHARE_BY_ACCESS;
 }
 
 /*
@@ -506,7 +523,7 @@ void __ptshare_modify(struct vm_area_struct *vma, unsigned long flags)
 	may = !pv->never && ptshare_may_share(flags);
 	if (may == pv->shares || (!may && !ptshare_rule(MODIFY)))
 		return;
-	set_shares(vma, may);
+	set_shares(vma, may, reason_of(pv, flags));
 }
 
 void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma)
@@ -517,7 +534,7 @@ void __ptshare_unshare_soft_dirty(struct vm_area_struct *vma)
 		return;
 	pv->never = true;
 	if (pv->shares)
-		set_shares(vma, false);
+		set_shares(vma, false, PTSHARE_BY_SOFT_DIRTY);
 }
 
 /**
@@ -543,7 +560,7 @@ int ptshare_unshare_range(struct mm_struct *mm, unsigned long start,
 		if (!ptshare_may_link(vma))
 			continue;
 		ptshare_vma(vma)->never = true;
-		set_shares(vma, false);
+		set_shares(vma, false, PTSHARE_BY_GUARD);
 	}
 	mmap_write_unlock(mm);
 	return 0;
@@ -559,11 +576,12 @@ void __ptshare_split(struct vm_area_struct *vma, unsigned long addr)
 	    (!cuts_block && !cuts_gib))
 		return;
 	vma_start_write(vma);
-	ptshare_unlink_notify(vma, addr, addr + 1);
+	ptshare_unlink_notify(vma, addr, addr + 1, PTSHARE_BY_SPLIT);
 	if (!cuts_block)
 		return;
 	ptshare_cut(vma, addr, addr + 1);
-	count_vm_event(PTSHARE_UNSHARE);
+	ptshare_count_unshare(vma, ALIGN_DOWN(addr, PMD_SIZE),
+			      ALIGN(addr, PMD_SIZE), PTSHARE_BY_SPLIT);
 }
 
 /*
@@ -581,8 +599,9 @@ static bool hand_over(struct vm_area_struct *from, struct vm_area_struct *to,
 		ptshare_dropped(from, start, end);
 		return ptshare_drop_entries(from, start, end);
 	}
-	ptshare_unlink_notify(from, start, end);
+	ptshare_unlink_notify(from, start, end, PTSHARE_BY_MERGE);
 	ptshare_cut(from, start, end);
+	ptshare_count_unshare(from, start, end, PTSHARE_BY_MERGE);
 	return true;
 }
 
@@ -655,7 +674,8 @@ static void join_gib(struct vm_area_struct **vmas, struct vm_area_struct *to,
 		return;
 	for (int i = 0; i < MERGED; i++)
 		if (vmas[i])
-			ptshare_unlink_notify(vmas[i], gib, gib + PUD_SIZE);
+			ptshare_unlink_notify(vmas[i], gib, gib + PUD_SIZE,
+					      PTSHARE_BY_MERGE);
 	i_mmap_lock_write(mapping);
 	free_own_tables(to->vm_mm, gib, gib + PUD_SIZE);
 	i_mmap_unlock_write(mapping);
@@ -701,7 +721,11 @@ static void merge_ordinary(struct vm_area_struct **vmas,
 
 		if (!vma)
 			continue;
-		ptshare_unlink_notify(vma, vma->vm_start, vma->vm_end);
+		ptshare_unlink_notify(vma, vma->vm_start, vma->vm_end,
+				      PTSHARE_BY_MERGE);
+		if (ptshare_vma(vma)->shares)
+			ptshare_count_unshare(vma, vma->vm_start, vma->vm_end,
+					      PTSHARE_BY_MERGE);
 		ptshare_cut(vma, vma->vm_start, vma->vm_end);
 	}
 	ptshare_vma(to)->shares = false;
@@ -755,9 +779,10 @@ bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
 		return false;
 	memfd_zap_range(vma, addr, len, NULL);
 	ptshare_dropped(new_vma, new_vma->vm_start, new_vma->vm_end);
-	if (ptshare_guest(vma) != ptshare_guest(new_vma))
-		count_vm_event(ptshare_guest(vma) ? PTSHARE_UNSHARE :
-						    PTSHARE_SHARE);
+	if (ptshare_guest(vma) && !ptshare_guest(new_vma))
+		ptshare_count_unshare(vma, addr, addr + len, PTSHARE_BY_MOVE);
+	else if (!ptshare_guest(vma) && ptshare_guest(new_vma))
+		count_vm_event(PTSHARE_SHARE);
 	return true;
 }
 

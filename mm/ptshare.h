@@ -90,6 +90,34 @@ struct ptshare {
 	atomic_long_t nr_links;
 };
 
+/**
+ * enum ptshare_reason - why links are cleared, or a mapping does not share any more
+ * @PTSHARE_BY_UNMAP: munmap(), MADV_DONTNEED, mremap(), or the process has ended.
+ * @PTSHARE_BY_CLASS: mprotect() between reading and writing, mlock(), munlock(): it
+ *		      links to tables of another class from now on.
+ * @PTSHARE_BY_ACCESS: mprotect() or pkey_mprotect() to other access than reading, or
+ *		       reading and writing.
+ * @PTSHARE_BY_HUGEPAGE: MADV_HUGEPAGE.
+ * @PTSHARE_BY_USERFAULTFD: It was registered with a userfaultfd.
+ * @PTSHARE_BY_SOFT_DIRTY: Its soft-dirty bits were cleared.
+ * @PTSHARE_BY_GUARD: It has got guard regions.
+ * @PTSHARE_BY_SPLIT: The mapping was split within a block, or a GiB.
+ * @PTSHARE_BY_MERGE: It was merged: with one that cannot share, or to a whole GiB.
+ * @PTSHARE_BY_MOVE: It was moved to where offsets and addresses do not fit.
+ */
+enum ptshare_reason {
+	PTSHARE_BY_UNMAP,
+	PTSHARE_BY_CLASS,
+	PTSHARE_BY_ACCESS,
+	PTSHARE_BY_HUGEPAGE,
+	PTSHARE_BY_USERFAULTFD,
+	PTSHARE_BY_SOFT_DIRTY,
+	PTSHARE_BY_GUARD,
+	PTSHARE_BY_SPLIT,
+	PTSHARE_BY_MERGE,
+	PTSHARE_BY_MOVE,
+};
+
 static inline enum ptshare_class ptshare_class_of(unsigned long vm_flags)
 {
 	return (vm_flags & VM_WRITE ? PTSHARE_RW : PTSHARE_RO) +
@@ -149,6 +177,8 @@ bool ptshare_is_linked(const struct ptshare_place *place, pmd_t *host_pmd);
 void ptshare_link(const struct ptshare_place *place, struct vm_area_struct *vma,
 		  unsigned long address, struct vm_area_struct *host_vma,
 		  pmd_t *host_pmd);
+void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
+			    unsigned long end, enum ptshare_reason reason);
 
 /* mm/ptshare_account.c */
 unsigned int ptshare_group_pages(pte_t *pte, unsigned int flags);
@@ -159,6 +189,9 @@ void ptshare_count_links(struct mm_struct *mm, struct ptshare *ps,
 			 unsigned long pages);
 void ptshare_count_unlinks(struct mm_struct *mm, struct ptshare *ps,
 			   unsigned long nr, unsigned long tables);
+void ptshare_count_unshare(const struct vm_area_struct *vma,
+			   unsigned long start, unsigned long end,
+			   enum ptshare_reason reason);
 
 /* mm/ptshare_host.c */
 bool ptshare_wanted(const struct file *file);
@@ -197,7 +230,7 @@ bool ptshare_kernel_shares(void);
 int ptshare_forward(const struct vm_area_struct *vma);
 void ptshare_end_forward(struct ptshare *ps);
 void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
-			   unsigned long end);
+			   unsigned long end, enum ptshare_reason reason);
 
 /* mm/ptshare_protect.c */
 void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,

@@ -26,6 +26,9 @@
 #include "ptshare.h"
 #include "ptshare_debug.h"
 
+#define CREATE_TRACE_POINTS
+#include <trace/events/ptshare.h>
+
 /*
  * What a fault makes, if not of a large folio: one entry for a store, an aligned group
  * by fault-around for a read. Looked at are as many again beside them: if some of those
@@ -135,6 +138,26 @@ void ptshare_count_unlinks(struct mm_struct *mm, struct ptshare *ps,
 	atomic_long_sub(tables, &mm->ptshare_links);
 	atomic_long_sub(nr, &ps->nr_links);
 	count_vm_events(PTSHARE_UNLINK, nr);
+}
+
+/**
+ * ptshare_count_unshare() - a part of a mapping does not share any more
+ * @vma: The mapping.
+ * @start: First address of what it shared.
+ * @end: End. Nothing is counted if it shared nothing.
+ * @reason: Why.
+ *
+ * Context: Any.
+ */
+void ptshare_count_unshare(const struct vm_area_struct *vma,
+			   unsigned long start, unsigned long end,
+			   enum ptshare_reason reason)
+{
+	if (start == end)
+		return;
+	count_vm_event(PTSHARE_UNSHARE);
+	trace_ptshare_unshare(file_inode(vma->vm_file), start, end - start,
+			      reason);
 }
 
 unsigned long __ptshare_mm_pages(struct mm_struct *mm)

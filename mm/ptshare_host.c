@@ -53,6 +53,7 @@
 #include <linux/task_work.h>
 #include <linux/user_namespace.h>
 #include <linux/workqueue.h>
+#include <trace/events/ptshare.h>
 #include <asm/pgalloc.h>
 #include <asm/tlb.h>
 
@@ -260,8 +261,11 @@ static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
 		return;
 	memfd_zap_range(vma, start, end - start, NULL);
 	for (; (pmd = ptshare_next_pmd(vma->vm_mm, &addr, end));
-	     addr += PMD_SIZE)
+	     addr += PMD_SIZE) {
+		trace_ptshare_free(ps->mapping->host, addr - vma->vm_start,
+				   ptshare_class_of(vma->vm_flags));
 		uncount_table(ps, pmd);
+	}
 	tlb_gather_mmu(&tlb, vma->vm_mm);
 	free_pgd_range(&tlb, start, end, start, end);
 	tlb_finish_mmu(&tlb);

@@ -27,6 +27,7 @@
 #include <linux/mm.h>
 #include <linux/rcupdate.h>
 #include <asm/pgalloc.h>
+#include <trace/events/ptshare.h>
 #include <asm/tlb.h>
 #include <asm/tlbflush.h>
 
@@ -230,7 +231,7 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
 {
 	struct ptshare_vma *pv = ptshare_vma(vma);
 	unsigned long addr = ALIGN_DOWN(address, PMD_SIZE), end = addr + PMD_SIZE;
-	unsigned long nr = 0, pages = 0;
+	unsigned long start, nr = 0, pages = 0;
 
 	if (!neighbour_linked(pv, addr, pmd)) {
 		unsigned long first = max(ALIGN_DOWN(addr, LINK_AROUND),
@@ -240,17 +241,21 @@ static void link_around(struct vm_area_struct *vma, unsigned long address,
 		pmd -= (addr - first) >> PMD_SHIFT;
 		addr = first;
 	}
-	for (; addr < end; addr += PMD_SIZE, pmd++) {
+	for (start = addr; addr < end; addr += PMD_SIZE, pmd++) {
 		if (!link_table(vma, addr, pmd, host_vma))
 			continue;
 		pages += page_ptdesc(pmd_pgtable(*pmd))->pt_share_pages;
 		nr++;
 	}
+	if (!nr)
+		return;
 	ptshare_count_links(vma->vm_mm, ptshare_of(vma), nr, nr, pages);
+	trace_ptshare_link(file_inode(vma->vm_file), start, end - start, nr, nr);
 }
 
 /* Points a PUD entry of a guest to the host's PMD table. */
-static void link_gib(struct vm_area_struct *vma, pud_t *pud, pmd_t *gib)
+static void link_gib(struct vm_area_struct *vma, unsigned long address,
+		     pud_t *pud, pmd_t *gib)
 {
 	struct mm_struct *mm = vma->vm_mm;
 	spinlock_t *ptl = pud_lock(mm, pud);
@@ -261,9 +266,12 @@ static void link_gib(struct vm_area_struct *vma, pud_t *pud, pmd_t *gib)
 		pud_populate(mm, pud, gib);
 	}
 	spin_unlock(ptl);
-	if (linked)
-		ptshare_count_links(mm, ptshare_of(vma), 1, PTRS_PER_PMD,
-				    READ_ONCE(virt_to_ptdesc(gib)->pt_share_pages));
+	if (!linked)
+		return;
+	ptshare_count_links(mm, ptshare_of(vma), 1, PTRS_PER_PMD,
+			    READ_ONCE(virt_to_ptdesc(gib)->pt_share_pages));
+	trace_ptshare_link(file_inode(vma->vm_file), ALIGN_DOWN(address, PUD_SIZE),
+			   PUD_SIZE, 1, PTRS_PER_PMD);
 }
 
 /**
@@ -283,7 +291,7 @@ void ptshare_link(const struct ptshare_place *place, struct vm_area_struct *vma,
 	if (place->pmd)
 		link_around(vma, address, place->pmd, host_vma);
 	else
-		link_gib(vma, place->pud, gib_of(host_pmd));
+		link_gib(vma, address, place->pud, gib_of(host_pmd));
 }
 
 /*
@@ -356,10 +364,11 @@ static void unlink_tables(struct vm_area_struct *vma, unsigned long addr,
 }
 
 /**
- * ptshare_unlink() - clear the links of a guest in a range
+ * ptshare_unlink_because() - clear the links of a guest in a range
  * @vma: The guest.
  * @start: First address. All links that reach into the range are cleared.
  * @end: End of the range. What it maps by tables of its own stays.
+ * @reason: Why, for who traces it.
  *
  * No CPU uses the tables through this guest when it returns. It is one flush,
  * for all tables, and it says that tables are freed: paging-structure caches go
@@ -370,8 +379,8 @@ static void unlink_tables(struct vm_area_struct *vma, unsigned long addr,
  * Context: May sleep. mmap lock or VMA lock of @vma, or i_mmap_rwsem. MMU notifiers
  * are told by the caller.
  */
-void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
-		    unsigned long end)
+void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
+			    unsigned long end, enum ptshare_reason reason)
 {
 	struct ptshare *ps = ptshare_of(vma);
 	struct ptshare_vma *pv = ptshare_vma(vma);
@@ -395,6 +404,14 @@ void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 	if (ptshare_rule(UNLINK_FLUSH))
 		flush_tlb_mm_range(mm, un.first, un.last, PAGE_SHIFT, true);
 	ptshare_count_unlinks(mm, ps, un.nr, un.tables);
+	trace_ptshare_unlink(file_inode(vma->vm_file), un.first,
+			     un.last - un.first, un.nr, un.tables, reason);
+}
+
+void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
+		    unsigned long end)
+{
+	ptshare_unlink_because(vma, start, end, PTSHARE_BY_UNMAP);
 }
 
 /* Takes away the links of a guest that has got flags of another class. */
@@ -403,7 +420,7 @@ static void change_class(struct vm_area_struct *vma, enum ptshare_class old,
 {
 	struct ptshare_vma *pv = ptshare_vma(vma);
 
-	ptshare_unlink_notify(vma, start, end);
+	ptshare_unlink_notify(vma, start, end, PTSHARE_BY_CLASS);
 	start = max(ALIGN_DOWN(start, PMD_SIZE), pv->start);
 	end = min(ALIGN(end, PMD_SIZE), pv->end);
 	if (start >= end)

@@ -226,11 +226,12 @@ void ptshare_end_forward(struct ptshare *ps)
  * @vma: The guest.
  * @start: First address. All links that reach into the range are cleared.
  * @end: End of the range.
+ * @reason: Why, for who traces it.
  *
  * Context: May sleep. mmap lock for writing.
  */
 void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
-			   unsigned long end)
+			   unsigned long end, enum ptshare_reason reason)
 {
 	struct ptshare_vma *pv = ptshare_vma(vma);
 	struct mmu_notifier_range range;
@@ -242,6 +243,6 @@ void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
 	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, vma->vm_mm, start,
 				end);
 	mmu_notifier_invalidate_range_start(&range);
-	ptshare_unlink(vma, start, end);
+	ptshare_unlink_because(vma, start, end, reason);
 	mmu_notifier_invalidate_range_end(&range);
 }

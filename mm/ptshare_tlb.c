@@ -30,6 +30,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
 #include <linux/percpu.h>
+#include <trace/events/ptshare.h>
 #include <asm/tlbflush.h>
 
 #include "internal.h"
@@ -118,6 +119,19 @@ static void add_mm(struct arch_tlbflush_unmap_batch *batch, struct mm_struct *mm
 		add_cpus(batch, mm);
 }
 
+/* For who watches: how many address spaces are concerned. */
+static void trace_flush(struct ptshare *ps, pgoff_t first, pgoff_t last,
+			bool later)
+{
+	struct ptshare_vma *guest;
+	unsigned int mms = 0;
+
+	list_for_each_entry(guest, &ps->mms, mms)
+		mms += may_map(guest, first, last);
+	trace_ptshare_flush(ps->mapping->host, (u64)first << PAGE_SHIFT,
+			    (u64)(last - first + 1) << PAGE_SHIFT, mms, later);
+}
+
 static void flush_one(const struct ptshare_vma *guest, pgoff_t first,
 		      pgoff_t last, bool freed_tables)
 {
@@ -166,6 +180,8 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	if (memfd_tlbbatch_pending(batch))
 		arch_tlbbatch_flush(batch);
 	put_cpu_ptr(&flush_batch);
+	if (trace_ptshare_flush_enabled())
+		trace_flush(ps, first, last, false);
 }
 
 /**
@@ -192,4 +208,6 @@ void ptshare_tlbbatch_add(struct arch_tlbflush_unmap_batch *batch,
 	list_for_each_entry(guest, &ps->mms, mms)
 		if (may_map(guest, first, last))
 			add_mm(batch, guest->mm);
+	if (trace_ptshare_flush_enabled())
+		trace_flush(ps, first, last, true);
 }

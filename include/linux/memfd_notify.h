@@ -13,6 +13,7 @@ struct memfd_event;
 struct memfd_pending;
 struct memfd_protect;
 struct memfd_protect_range;
+struct memfd_scan;
 struct seq_file;
 
 /**
@@ -41,6 +42,9 @@ int memfd_protect_scan(struct memfd_protect *mp, pgoff_t *start, pgoff_t last,
 		       struct memfd_span *spans, unsigned int nr, bool take);
 void memfd_protect_unscan(struct memfd_protect *mp, struct memfd_span *spans,
 			  unsigned int nr);
+void memfd_protect_scanned(struct memfd_protect *mp,
+			   const struct memfd_scan *scan, unsigned int nr,
+			   u64 pages);
 void memfd_protect_show(struct seq_file *m, struct memfd_protect *mp);
 
 #endif /* _LINUX_MEMFD_NOTIFY_H */

@@ -10,7 +10,7 @@
 
 /*
  * All events are emitted in the context of the task that acts: the one that
- * protects or resolves, the writer that is caught or has waited.
+ * protects, resolves, scans or closes, the writer that is caught or has waited.
  */
 
 TRACE_EVENT(memfd_protect_set,
@@ -123,6 +123,55 @@ TRACE_EVENT(memfd_protect_resolve,
 		  MAJOR(__entry->dev), MINOR(__entry->dev), __entry->ino,
 		  __entry->cookie, __entry->offset, __entry->length,
 		  __entry->action, __entry->waiters)
+);
+
+TRACE_EVENT(memfd_protect_scan,
+	TP_PROTO(dev_t dev, unsigned long ino, u64 offset, u64 length,
+		 unsigned int ranges, u64 pages, bool take),
+	TP_ARGS(dev, ino, offset, length, ranges, pages, take),
+	TP_STRUCT__entry(
+		__field(dev_t, dev)
+		__field(unsigned long, ino)
+		__field(u64, offset)
+		__field(u64, length)
+		__field(unsigned int, ranges)
+		__field(u64, pages)
+		__field(bool, take)
+	),
+	TP_fast_assign(
+		__entry->dev = dev;
+		__entry->ino = ino;
+		__entry->offset = offset;
+		__entry->length = length;
+		__entry->ranges = ranges;
+		__entry->pages = pages;
+		__entry->take = take;
+	),
+	TP_printk("dev %d:%d ino %lu offset %llu length %llu ranges %u pages %llu take %d",
+		  MAJOR(__entry->dev), MINOR(__entry->dev), __entry->ino,
+		  __entry->offset, __entry->length, __entry->ranges,
+		  __entry->pages, __entry->take)
+);
+
+TRACE_EVENT(memfd_protect_close,
+	TP_PROTO(dev_t dev, unsigned long ino, unsigned long waiters,
+		 u64 events),
+	TP_ARGS(dev, ino, waiters, events),
+	TP_STRUCT__entry(
+		__field(dev_t, dev)
+		__field(unsigned long, ino)
+		__field(unsigned long, waiters)
+		__field(u64, events)
+	),
+	TP_fast_assign(
+		__entry->dev = dev;
+		__entry->ino = ino;
+		__entry->waiters = waiters;
+		__entry->events = events;
+	),
+	TP_printk("dev %d:%d ino %lu waiters %lu events %llu",
+		  MAJOR(__entry->dev), MINOR(__entry->dev), __entry->ino,
+		  __entry->waiters, __entry->events)
 );
 
 #endif /* _TRACE_MEMFD_PROTECT_H */
