@@ -62,7 +62,7 @@ install: setup	## install library, command, tracing tool, manual (PREFIX=/usr/lo
 	@$(MAKE) -C tools/lib/memfd_protect install
 	@$(MAKE) -C tools/memfd_protect install
 	@install -d $(DESTDIR)$(PREFIX)/sbin $(foreach s,2 7,$(DESTDIR)$(PREFIX)/share/man/man$s)
-	@install tools/bpf/memfd_protect/memfdstall.bt $(DESTDIR)$(PREFIX)/sbin
+	@install tools/bpf/memfd_protect/*.bt $(DESTDIR)$(PREFIX)/sbin
 	@for s in 2 7; do install -m 644 man/man$$s/* $(DESTDIR)$(PREFIX)/share/man/man$$s; done
 
 series: setup	## write the series as git am-able mails to out/

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 /* What the kernel says of a memfd in /proc/PID/fdinfo, -1 where it does not. */
@@ -51,19 +52,15 @@ static bool read_fdinfo(const char *pid, const char *fd, char *text, size_t size
 	return got;
 }
 
-static void parse_figures(const char *text, long long figures[NR_FIGURES])
-{
-	for (int i = 0; i < NR_FIGURES; i++)
-		figures[i] = field(text, figure_names[i]);
-}
-
 /**
  * struct entry - one memfd
  * @dev: With @ino, what it is known by.
  * @ino: Likewise.
  * @pid: A process that has it open.
- * @fd: By this descriptor.
- * @users: Processes that have it open.
+ * @fd: By this descriptor, or -1: none has been found that has it open, but
+ * @start: a mapping of @pid, from here
+ * @end: to here.
+ * @users: Processes that have it open, or mapped.
  * @last_user: The one of them that was seen last.
  * @size: Bytes.
  * @resident: Bytes that have memory or swap.
@@ -75,6 +72,8 @@ struct entry {
 	ino_t ino;
 	int pid;
 	int fd;
+	unsigned long start;
+	unsigned long end;
 	int users;
 	int last_user;
 	uint64_t size;
@@ -126,6 +125,21 @@ static bool name_of(const char *link, char name[256])
 	return true;
 }
 
+static void set_figures(struct entry *e, const struct stat *st, const char *fdinfo)
+{
+	e->size = st->st_size;
+	e->resident = st->st_blocks * 512ULL;
+	for (int i = 0; i < NR_FIGURES; i++)
+		e->figures[i] = field(fdinfo, figure_names[i]);
+}
+
+static void used_by(struct entry *e, int pid)
+{
+	if (e->last_user != pid)
+		e->users++;
+	e->last_user = pid;
+}
+
 static void look_at(const char *pid, const char *fd)
 {
 	char path[64], link[512], text[4096], name[256];
@@ -141,22 +155,90 @@ static void look_at(const char *pid, const char *fd)
 	if (!name_of(link, name) || stat(path, &st))
 		return;
 	e = find_entry(st.st_dev, st.st_ino);
-	if (!e) {
+	if (!e || e->fd < 0) {
 		if (!read_fdinfo(pid, fd, text, sizeof(text)))
 			return;
-		e = add_entry();
+		if (!e)
+			e = add_entry();
 		e->dev = st.st_dev;
 		e->ino = st.st_ino;
 		e->pid = atoi(pid);
 		e->fd = atoi(fd);
-		e->size = st.st_size;
-		e->resident = st.st_blocks * 512ULL;
 		memcpy(e->name, name, sizeof(name));
-		parse_figures(text, e->figures);
+		set_figures(e, &st, text);
 	}
-	if (e->last_user != atoi(pid))
-		e->users++;
-	e->last_user = atoi(pid);
+	used_by(e, atoi(pid));
+}
+
+/* A line of /proc/PID/maps */
+static void look_at_mapping(int pid, const char *line)
+{
+	unsigned int major, minor;
+	unsigned long start, end;
+	char name[256], link[512];
+	struct entry *e;
+	uint64_t ino;
+
+	if (sscanf(line, "%lx-%lx %*s %*x %x:%x %ju %511[^\n]", &start, &end, &major, &minor,
+		   &ino, link) != 6 || !name_of(link, name))
+		return;
+	e = find_entry(makedev(major, minor), ino);
+	if (!e) {
+		e = add_entry();
+		e->dev = makedev(major, minor);
+		e->ino = ino;
+		e->pid = pid;
+		e->fd = -1;
+		e->start = start;
+		e->end = end;
+		memcpy(e->name, name, sizeof(name));
+	}
+	used_by(e, pid);
+}
+
+static void look_at_mappings(const char *pid)
+{
+	char path[64], line[1024];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%.20s/maps", pid);
+	f = fopen(path, "re");
+	if (!f)
+		return;
+	while (fgets(line, sizeof(line), f))
+		look_at_mapping(atoi(pid), line);
+	fclose(f);
+}
+
+/* How it can be named to the other commands */
+static const char *target_of(const struct entry *e, char text[64])
+{
+	if (e->fd >= 0)
+		snprintf(text, 64, "%d:%d", e->pid, e->fd);
+	else
+		snprintf(text, 64, "/proc/%d/map_files/%lx-%lx", e->pid, e->start, e->end);
+	return text;
+}
+
+/* What nobody has open can be looked at by the superuser: false for others. */
+static bool complete(struct entry *e)
+{
+	char path[64], fd_text[16], text[4096];
+	struct stat st;
+	bool done;
+	int fd;
+
+	if (e->fd >= 0)
+		return true;
+	fd = open(target_of(e, path), O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	snprintf(fd_text, sizeof(fd_text), "%d", fd);
+	done = !fstat(fd, &st) && read_fdinfo("self", fd_text, text, sizeof(text));
+	if (done)
+		set_figures(e, &st, text);
+	close(fd);
+	return done;
 }
 
 static bool number(const struct dirent *d)
@@ -178,15 +260,15 @@ static void look_at_process(const char *pid)
 		if (number(d))
 			look_at(pid, d->d_name);
 	closedir(dir);
+	look_at_mappings(pid);
 }
 
 static void json_entry(const struct entry *e)
 {
-	char target[32];
+	char target[64];
 
-	snprintf(target, sizeof(target), "%d:%d", e->pid, e->fd);
 	json_open(stdout);
-	json_string(stdout, "target", target);
+	json_string(stdout, "target", target_of(e, target));
 	json_string(stdout, "name", e->name);
 	json_number(stdout, "size", e->size);
 	json_number(stdout, "resident", e->resident);
@@ -221,13 +303,12 @@ static void describe_protection(const long long figures[NR_FIGURES], char text[6
 
 static void print_entry(const struct entry *e)
 {
-	char target[32], size[16], resident[16], protection[64], tables[24] = "-";
+	char target[64], size[16], resident[16], protection[64], tables[24] = "-";
 
-	snprintf(target, sizeof(target), "%d:%d", e->pid, e->fd);
 	describe_protection(e->figures, protection);
 	if (e->figures[TABLES] >= 0)
 		snprintf(tables, sizeof(tables), "%lld", e->figures[TABLES]);
-	printf("%-12s %-20s %8s %8s %5d %6s  %s\n", target, e->name, human_size(e->size, size),
+	printf("%-12s %-20s %8s %8s %5d %6s  %s\n", target_of(e, target), e->name, human_size(e->size, size),
 	       human_size(e->resident, resident), e->users, tables, protection);
 }
 
@@ -258,7 +339,8 @@ int cmd_list(int argc, char **argv)
 		printf("%-12s %-20s %8s %8s %5s %6s  %s\n", "TARGET", "NAME", "SIZE", "RESIDENT",
 		       "USERS", "TABLES", "PROTECTED");
 	for (size_t i = 0; i < nr_entries; i++)
-		(json ? json_entry : print_entry)(&entries[i]);
+		if (complete(&entries[i]))
+			(json ? json_entry : print_entry)(&entries[i]);
 	return 0;
 }
 

@@ -39,6 +39,8 @@ static const struct command {
 	  "what was written, once an interval" },
 	{ "snapshot", cmd_snapshot, "TARGET FILE",
 	  "copy it as it is at this moment, while others write it" },
+	{ "run", cmd_run, "[--protect] [--share] [--] PROGRAM [ARGUMENT...]",
+	  "a program whose shared memory becomes such memfds" },
 };
 
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))

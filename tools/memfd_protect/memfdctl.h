@@ -27,6 +27,7 @@ int cmd_protect(int argc, char **argv);
 int cmd_watch(int argc, char **argv);
 int cmd_scan(int argc, char **argv);
 int cmd_snapshot(int argc, char **argv);
+int cmd_run(int argc, char **argv);
 
 /* memfdctl.c */
 int usage_of(const char *command);
