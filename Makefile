@@ -18,6 +18,9 @@ setup:		## install the Debian packages that are missing
 demo: kernel programs	## build all and run the snapshot demonstration in the guest (ARGS="--clients 8")
 	@scripts/demo $(ARGS)
 
+demo-postgres: kernel programs	## PostgreSQL, unmodified: page tables, who dirties what, a snapshot (ARGS=--short)
+	@scripts/demo-postgres $(ARGS)
+
 check: kernel kernel-vanilla programs	## run every test; ends with N passed, N failed, N skipped
 	@scripts/check normal $(ARGS)
 
@@ -87,5 +90,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check check-short check-debug check-distro check-configs bench shell gdb \
+.PHONY: help setup demo demo-postgres check check-short check-debug check-distro check-configs bench shell gdb \
 	kernel kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean
