@@ -21,6 +21,9 @@ demo: kernel programs	## build all and run the snapshot demonstration in the gue
 demo-postgres: kernel programs	## PostgreSQL, unmodified: page tables, who dirties what, a snapshot (ARGS=--short)
 	@scripts/demo-postgres $(ARGS)
 
+demo-qemu: kernel programs	## a virtual machine of QEMU, unmodified, is copied while it runs (ARGS=--short)
+	@scripts/demo-qemu $(ARGS)
+
 check: kernel kernel-vanilla programs	## run every test; ends with N passed, N failed, N skipped
 	@scripts/check normal $(ARGS)
 
@@ -90,5 +93,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-postgres check check-short check-debug check-distro check-configs bench shell gdb \
+.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs bench shell gdb \
 	kernel kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean

@@ -16,11 +16,11 @@ HDR=$BUILD/usr/include		# UAPI headers of the patched kernel
 # A kernel is built in a directory directly below its source, so that the
 # compiler sees the same relative paths everywhere: ccache then hits across
 # kernels and across clones.
-source_of() { [ "$1" = vanilla ] && echo "$VANILLA" || echo "$LINUX"; }
+source_of() { case $1 in vanilla|inner) echo "$VANILLA" ;; *) echo "$LINUX" ;; esac; }
 obj_of() { echo "$(source_of "$1")/obj-$1"; }
 
 # All kernels, and those with a part of our options: see scripts/build.
-KERNELS=(normal debug distro rt deb vanilla noshare noprotect neither)
+KERNELS=(normal debug distro rt deb vanilla inner noshare noprotect neither)
 PARTIAL=(noshare noprotect neither)
 is_kernel() { [[ " ${KERNELS[*]} " = *" $1 "* ]]; }
 
