@@ -64,12 +64,12 @@ programs: setup	## build tests, samples and benchmarks for the guest
 refresh:	## bring edits in build/linux back (PATCH=name FILE=path for a new hook)
 	@flock build/$(addsuffix /,$(filter-out 6.12,$(KVER))).lock scripts/tree refresh
 
-install: setup	## install library, command, tracing tool, manual (PREFIX=/usr/local DESTDIR=)
+install: setup	## install library, command, tracing tools, manual (PREFIX=/usr/local DESTDIR=)
 	@$(MAKE) -C tools/lib/memfd_protect install
 	@$(MAKE) -C tools/memfd_protect install
-	@install -d $(DESTDIR)$(PREFIX)/sbin $(foreach s,2 7,$(DESTDIR)$(PREFIX)/share/man/man$s)
+	@install -d $(DESTDIR)$(PREFIX)/sbin $(foreach s,2 7 8,$(DESTDIR)$(PREFIX)/share/man/man$s)
 	@install tools/bpf/memfd_protect/*.bt $(DESTDIR)$(PREFIX)/sbin
-	@for s in 2 7; do install -m 644 man/man$$s/* $(DESTDIR)$(PREFIX)/share/man/man$$s; done
+	@for s in 2 7 8; do install -m 644 man/man$$s/* $(DESTDIR)$(PREFIX)/share/man/man$$s; done
 
 series: setup	## write the series as git am-able mails to out/
 	@scripts/series out
