@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-# SPDX-License-Identifier: GPL-2.0-only
+# SPDX-License-Identifier: BSD-3-Clause
 """What is in the shared buffers of PostgreSQL 15, by offsets of its shared memory.
 
   pg_snapshot.py range             where the buffers are, as options of memfdctl
