@@ -109,15 +109,22 @@ def anonymous():
     # The program closes all descriptors, and has others at these numbers.
     big = new(4 * MiB)
     put(big, 6)
+    theirs = max(int(fd) for fd in os.listdir('/proc/self/fd')) if memfds else 800
+    assert not memfds or os.readlink(f'/proc/self/fd/{theirs}').startswith('/memfd:')
     os.closerange(3, 4096)
-    mine = [os.open('/dev/null', os.O_RDONLY) for _ in range(3)]
-    for fd in range(700, 900):
-        os.dup2(mine[0], fd)
+    os.dup2(os.open('/dev/null', os.O_RDONLY), theirs)
     assert get(big) == 6 and not libc.munmap(big, 4 * MiB)
-    for fd in range(700, 900):
-        os.fstat(fd)
+    os.fstat(theirs)
     os.closerange(3, 4096)
-    for _ in range(3000):
+    # More of them than there may be descriptors
+    many = [new(2 * MiB) for _ in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0] + 10)] \
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 4096 else []
+    assert FAILED not in many
+    os.close(os.open('/dev/null', os.O_RDONLY))
+    for addr in many:
+        assert not libc.munmap(addr, 2 * MiB)
+    assert descriptors() == before
+    for _ in range(1000):
         big = new(2 * MiB)
         assert big != FAILED
         libc.munmap(big, 2 * MiB)
@@ -169,6 +176,10 @@ def shm_open():
     assert open_(name, rw) == -errno.ENOENT
     os.ftruncate(fd, 3 * MiB)
     put(addr, 1)
+    # One without the right to write it, for who makes it
+    fd = open_(name, create | os.O_EXCL, 0o400)
+    assert fd >= 0 and os.ftruncate(fd, MiB) is None
+    assert not libc.shm_unlink(name)
     # One that is there already is used.
     with open('/dev/shm/was-there', 'wb') as f:
         f.write(b'old')
@@ -195,18 +206,20 @@ def sysv():
     id = libc.shmget(key, 4 * MiB + 1, CREAT | EXCL | 0o640)
     assert id >= 0
     assert error(libc.shmget, key, 4 * MiB, CREAT | EXCL | 0o600) == errno.EEXIST
+    assert error(libc.shmget, key, 8 * MiB, CREAT | EXCL | 0o600) == errno.EEXIST
     assert error(libc.shmget, key, 8 * MiB, 0o600) == errno.EINVAL
     assert libc.shmget(key, 0, 0) == id and libc.shmget(key, MiB, CREAT | 0o600) == id
     s = Status(id)
-    assert (s.key, s.size >= 4 * MiB + 1, s.mode & 0o777, s.attached) == (key, True, 0o640, 0), vars(s)
+    assert (s.key, s.size, s.mode & 0o777, s.attached) == (key, 4 * MiB + 1, 0o640, 0), vars(s)
     assert s.uid == os.getuid() and s.cpid == os.getpid() and s.atime == 0 and s.ctime
     addr = libc.shmat(id, None, 0)
-    is_memfd(addr)
+    is_memfd(addr + 4096)
     put(addr + 4 * MiB, 5)
     reader = libc.shmat(id, None, RDONLY)
     assert reader != addr and get(reader + 4 * MiB) == 5
     assert Status(id).attached == 2 and Status(id).lpid == os.getpid() and Status(id).atime
-    in_child(lambda: put(reader, 1), ends=signal.SIGSEGV)
+    for at in (0, 4 * MiB):
+        in_child(lambda: put(reader + at, 1), ends=signal.SIGSEGV)
     def child():
         assert Status(id).attached == 4
         assert get(addr + 4 * MiB) == 5
@@ -254,13 +267,27 @@ def sysv():
     assert other >= 0 and other != id
     assert get(addr) == 6
     assert not libc.shmdt(addr)
-    for _ in range(100):
-        if error(libc.shmctl, id, IPC_STAT, ctypes.create_string_buffer(112)):
-            break
-        time.sleep(0.1)
     assert error(libc.shmctl, id, IPC_STAT, ctypes.create_string_buffer(112)) in (errno.EINVAL, errno.EIDRM)
     assert error(libc.shmat, id, None, 0) in (errno.EINVAL, errno.EIDRM)
     assert not libc.shmctl(other, IPC_RMID, None)
+    # Who is first, of several at once?
+    for _ in range(50):
+        start, (read, write) = time.monotonic() + 0.02, os.pipe()
+        children = []
+        for _ in range(4):
+            pid = os.fork()
+            if not pid:
+                while time.monotonic() < start:
+                    pass
+                os.write(write, b'%c' % (0 if error(libc.shmget, key, 4 * MiB, CREAT | EXCL | 0o600) else 1))
+                os._exit(0)
+            children.append(pid)
+        for pid in children:
+            os.waitpid(pid, 0)
+        assert sum(os.read(read, 4)) == 1, 'one of them is the first'
+        os.close(read)
+        os.close(write)
+        assert not libc.shmctl(libc.shmget(key, 0, 0), IPC_RMID, None)
     # IPC_PRIVATE is always new; small ones are the kernel's.
     a, b, small = (libc.shmget(0, size, CREAT | 0o600) for size in (2 * MiB, 2 * MiB, 4096))
     assert len({a, b, small}) == 3
@@ -285,6 +312,45 @@ def after_exec():
                        dict(os.environ, SHARED_MEMORY_CHILD='1')) == 0
 
 
-for test in (anonymous, shm_open, sysv, memfd, after_exec):
+def handlers_and_threads():
+    """Memory is mapped in a signal handler, and by threads, while others do so and fork."""
+    import threading
+    def both(*_):
+        addr = libc.mmap(None, 2 * MiB, 3, 0x21, -1, 0)
+        assert addr != FAILED and not libc.munmap(addr, 2 * MiB)
+    kept = libc.mmap(None, 2 * MiB, 3, 0x21, -1, 0)
+    signal.signal(signal.SIGALRM, both)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    def work():
+        for _ in range(100):
+            both()
+            id = libc.shmget(0, 2 * MiB, CREAT | 0o600)
+            addr = libc.shmat(id, None, 0)
+            assert not libc.shmctl(id, IPC_RMID, None)
+            put(addr + MiB, 1)
+            assert not libc.shmdt(addr), ctypes.get_errno()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for _ in range(20):
+        in_child(both)
+    for t in threads:
+        t.join()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert not libc.munmap(kept, 2 * MiB)
+
+
+def file_size_limit():
+    """Anonymous memory is no file."""
+    def child():
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MiB, MiB))
+        assert libc.mmap(None, 8 * MiB, 3, 0x21, -1, 0) != FAILED
+        assert libc.shmget(0, 8 * MiB, CREAT | 0o600) >= 0
+        assert libc.shmctl(libc.shmget(0, 8 * MiB, CREAT | 0o600), IPC_RMID, None) == 0
+    in_child(child)
+
+
+for test in (anonymous, shm_open, sysv, memfd, handlers_and_threads, file_size_limit, after_exec):
     test()
     print('fine:', test.__name__)

@@ -121,7 +121,8 @@ def compare_scan(done, text):
         whole = [int(v) for v in re.findall(rf'^@all_{what}\[{done["ino"]}\]: (\d+)$', text, re.M)]
         print(what, parts, whole)
         assert len(parts) >= 2, 'one line for each second'
-        assert sum(parts) == done[what] and whole == [done[what]], done
+        # bpftrace prints and clears a map in two steps; what comes between is not shown.
+        assert 0 < sum(parts) <= done[what] and whole == [done[what]], done
 
 
 def do_wait():

@@ -47,18 +47,17 @@ static void write_all(const struct crowd *crowd, unsigned int number)
 }
 
 /**
- * crowd_start() - make a memfd, protect it, and let processes write it
+ * crowd_make() - make a memfd, and protect it
  * @crowd: Is filled.
  * @pages: Pages of the memfd, a power of two so that each writer comes to all.
- * @writers: Processes.
  *
  * Exits if something fails.
  */
-void crowd_start(struct crowd *crowd, size_t pages, unsigned int writers)
+void crowd_make(struct crowd *crowd, size_t pages)
 {
 	size_t size = pages * page_size();
 
-	*crowd = (struct crowd){ .pages = pages, .writers = writers };
+	*crowd = (struct crowd){ .pages = pages };
 	crowd->memfd = memfd_create("crowd", MFD_CLOEXEC | MFD_ALLOW_PROTECT);
 	if (crowd->memfd < 0 || ftruncate(crowd->memfd, size))
 		err(1, "memfd_create(MFD_ALLOW_PROTECT): does this kernel have memfd_protect?");
@@ -70,6 +69,12 @@ void crowd_start(struct crowd *crowd, size_t pages, unsigned int writers)
 		err(1, "memfd_notify");
 	if (syscall(__NR_memfd_protect, crowd->memfd, 0, size, PROT_READ, MEMFD_PROTECT_WAIT))
 		err(1, "memfd_protect");
+}
+
+static void start_writers(struct crowd **crowds, size_t nr, struct crowd *crowd,
+			  unsigned int writers)
+{
+	crowd->writers = writers;
 	crowd->children = calloc(writers, sizeof(*crowd->children));
 	if (!crowd->children)
 		err(1, "writers");
@@ -77,12 +82,27 @@ void crowd_start(struct crowd *crowd, size_t pages, unsigned int writers)
 		crowd->children[i] = fork();
 		if (crowd->children[i] < 0)
 			err(1, "fork");
-		if (!crowd->children[i]) {
-			/* A copy of the event fd would outlive a parent that dies. */
-			close(crowd->notify);
-			write_all(crowd, i);
-		}
+		if (crowd->children[i])
+			continue;
+		for (size_t other = 0; other < nr; other++)
+			close(crowds[other]->notify);
+		write_all(crowd, i);
 	}
+}
+
+/**
+ * crowd_start() - let processes write memfds
+ * @crowds: From crowd_make(), all that there are: no child may keep an event fd, or
+ *	    closing it here would not be the last time.
+ * @nr: How many.
+ * @writers: Processes for each.
+ *
+ * Exits if something fails.
+ */
+void crowd_start(struct crowd **crowds, size_t nr, unsigned int writers)
+{
+	for (size_t i = 0; i < nr; i++)
+		start_writers(crowds, nr, crowds[i], writers);
 }
 
 /**

@@ -33,7 +33,8 @@ struct crowd {
 	unsigned long events;
 };
 
-void crowd_start(struct crowd *crowd, size_t pages, unsigned int writers);
+void crowd_make(struct crowd *crowd, size_t pages);
+void crowd_start(struct crowd **crowds, size_t nr, unsigned int writers);
 bool crowd_handle(struct crowd *crowd, const struct memfd_event *event);
 bool crowd_has_ended(const struct crowd *crowd);
 void crowd_check(const struct crowd *crowd);

@@ -78,7 +78,8 @@ int main(int argc, char **argv)
 
 	if (epoll < 0 || stop < 0)
 		err(1, "epoll");
-	crowd_start(&crowd, PAGES, writers);
+	crowd_make(&crowd, PAGES);
+	crowd_start(&(struct crowd *){ &crowd }, 1, writers);
 	add(epoll, crowd.notify, EPOLLIN | EPOLLET);
 	add(epoll, stop, EPOLLIN);
 	for (unsigned int i = 0; i < threads; i++) {

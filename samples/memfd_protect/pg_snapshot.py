@@ -7,8 +7,10 @@
                                    memfdctl --json watch
   pg_snapshot.py dirty FILE        which tables were written: memfdctl --json scan
   pg_snapshot.py check FILE LSN    whether the pages in a snapshot of the memory are pages:
-                                   memfdctl snapshot.  LSN: of a checkpoint before it, when
-                                   what was not written later had a valid checksum.
+                                   memfdctl snapshot.  LSN: when the server was started.
+                                   Pages that were not changed since have the checksum with
+                                   which they were read. (It writes others with another one,
+                                   which it does not keep in the buffer.)
 
 The server has to be running: it tells where the buffers are (pg_shmem_allocations), the
 names of tables, and by its extension pageinspect what the checksum of a page should be.

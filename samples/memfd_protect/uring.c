@@ -81,7 +81,8 @@ int main(int argc, char **argv)
 	errno = -io_uring_queue_init(2 * MOST, &ring, 0);
 	if (errno)
 		err(1, "io_uring_queue_init");
-	crowd_start(&crowd, PAGES, writers);
+	crowd_make(&crowd, PAGES);
+	crowd_start(&(struct crowd *){ &crowd }, 1, writers);
 	for (unsigned int i = 0; i < reads; i++)
 		submit_read(&ring, &crowd, &requests[i]);
 	while (in_flight) {

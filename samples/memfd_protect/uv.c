@@ -92,6 +92,7 @@ int main(int argc, char **argv)
 	unsigned int writers = number_argument(argc, argv, 2, 2, 64);
 	unsigned long events = 0;
 	uv_loop_t *loop = uv_default_loop();
+	struct crowd *crowds[256];
 
 	nr_files = number_argument(argc, argv, 1, 8, 256);
 	nr_open = nr_files;
@@ -104,11 +105,13 @@ int main(int argc, char **argv)
 		struct file *file = &files[i];
 
 		file->number = i;
-		crowd_start(&file->crowd, PAGES, writers);
+		crowd_make(&file->crowd, PAGES);
+		crowds[i] = &file->crowd;
 		fine(uv_poll_init(loop, &file->poll, file->crowd.notify), "uv_poll_init");
 		file->poll.data = file;
 		fine(uv_poll_start(&file->poll, UV_READABLE, on_event), "uv_poll_start");
 	}
+	crowd_start(crowds, nr_files, writers);
 	uv_run(loop, UV_RUN_DEFAULT);
 	/* The writers of the first one may need a moment more than the loop. */
 	while (!crowd_has_ended(&files[0].crowd))

@@ -321,17 +321,37 @@ static void copy_all(struct memory *m, bool running)
 	}
 }
 
+/* What is wrong ends the program, but the machine is to go on. */
+static FILE *stopped_machine;
+
+static void let_go_on(void)
+{
+	if (!stopped_machine)
+		return;
+	fputs("{\"execute\":\"cont\"}\n", stopped_machine);
+	fflush(stopped_machine);
+}
+
+static void *copier(void *arg)
+{
+	copy_all(arg, true);
+	return NULL;
+}
+
 static void save(const char *monitor, const char *pid, const char *state, const char *copy_path,
 		 bool copy_stopped)
 {
 	double start, stopped, saved, protected, went_on, end;
 	struct receiver receiver;
 	struct memory m = { 0 };
+	pthread_t thread;
 	FILE *qmp = open_monitor(monitor);
 
 	open_memory(&m, pid, copy_path);
 	start_receiver(&receiver, state);
+	atexit(let_go_on);
 	start = now_ms();
+	stopped_machine = qmp;
 	command(qmp, "{\"execute\":\"stop\"}");
 	stopped = now_ms();
 	save_devices(qmp, &receiver);
@@ -341,10 +361,15 @@ static void save(const char *monitor, const char *pid, const char *state, const 
 	else
 		protect(&m);
 	protected = now_ms();
+	/* The monitor may have to wait for a page before it answers. */
+	errno = copy_stopped ? 0 : pthread_create(&thread, NULL, copier, &m);
+	if (errno)
+		err(1, "thread");
 	command(qmp, "{\"execute\":\"cont\"}");
 	went_on = now_ms();
+	stopped_machine = NULL;
 	if (!copy_stopped)
-		copy_all(&m, true);
+		pthread_join(thread, NULL);
 	close(m.notify);
 	end = now_ms();
 	printf("%4zu MiB: stood still for %7.1f ms: stop %.1f, devices %.1f (%zu kB), %s %.1f, cont %.1f;"

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * memfdctl run: the keeper of shm_open() objects and SysV segments. See run.h.
+ * memfdctl run: the keeper of the memory of shm_open() files and SysV segments. See run.h.
  *
  * It is the parent of the program, and the reaper of all that the program leaves
- * behind, and so it knows when the last of them has ended. Then it ends, and what it
- * kept is gone: unlike the kernel's objects, these do not outlive their users.
+ * behind, and so it knows when the last of them has ended. Then it ends, too.
+ *
+ * Who may have the memory is for the kernel to say. Of a file: who has opened it, which he
+ * proves by sending the descriptor. Of a segment: whom its mode allows to.
+ *
+ * Only what has nothing in it yet gets a memfd. When the kernel's object is removed, the
+ * keeper lets go of its memory within a second; those who have it mapped keep it.
  */
 #define _GNU_SOURCE
 #include "memfdctl.h"
 #include "run.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <stddef.h>
@@ -21,66 +25,77 @@
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-
-#ifndef SHM_DEST
-#define SHM_DEST	01000
-#endif
-
-/* A removed segment goes if nobody has attached it for so long, and nobody has it. */
-#define REMOVED_SECONDS	2
+/* Who has connected and not asked: others than ours may, for a second each. */
+#define CLIENTS		64
+#define PATIENCE	1.0
 
 /**
- * struct object - a memfd that has a name
+ * struct object - a memfd, and whose memory it is
  * @next: The next one.
- * @name: Of shm_open(), or empty for a segment.
- * @fd: The memfd.
- * @locked: Where it is mapped to be locked in memory, or NULL.
- * @state: What RUN_STAT tells.
+ * @file: The file, or -1 for a segment. It is kept open, so that it stays what it is.
+ * @dev: Its device.
+ * @ino: Its inode.
+ * @id: The segment.
+ * @memfd: The memory.
  */
 struct object {
 	struct object *next;
-	char name[256];
-	int fd;
-	void *locked;
-	struct run_reply state;
+	int file;
+	dev_t dev;
+	ino_t ino;
+	int id;
+	int memfd;
 };
 
 static struct object *objects;
 static unsigned int create_flags;
 static const char *secret;
-static int last_id = RUN_FIRST_ID - 1;
 
-static struct object *find_name(const char *name)
+static struct client {
+	int fd;
+	double since;
+} clients[CLIENTS];
+static size_t nr_clients;
+
+static struct object *find_file(const struct stat *st)
 {
 	struct object *o = objects;
 
-	while (o && (!*o->name || strcmp(o->name, name)))
+	while (o && (o->file < 0 || o->dev != st->st_dev || o->ino != st->st_ino))
 		o = o->next;
 	return o;
 }
 
-static struct object *find_id(int id)
+static struct object *find_segment(int id)
 {
 	struct object *o = objects;
 
-	while (o && (*o->name || o->state.id != id))
+	while (o && (o->file >= 0 || o->id != id))
 		o = o->next;
 	return o;
 }
 
-static struct object *find_key(int key)
+static struct object *make(const char *label, uint64_t size)
 {
-	struct object *o = objects;
+	struct object *o = calloc(1, sizeof(*o));
 
-	while (o && (*o->name || o->state.key != key || key == IPC_PRIVATE))
-		o = o->next;
-	return o;
+	if (!o)
+		return NULL;
+	o->file = -1;
+	o->memfd = memfd_create(label, create_flags);
+	if (o->memfd >= 0 && !ftruncate(o->memfd, size)) {
+		o->next = objects;
+		objects = o;
+		return o;
+	}
+	if (o->memfd >= 0)
+		close(o->memfd);
+	free(o);
+	return NULL;
 }
 
 static void drop(struct object *gone)
@@ -90,367 +105,199 @@ static void drop(struct object *gone)
 	while (*link != gone)
 		link = &(*link)->next;
 	*link = gone->next;
-	if (gone->locked)
-		munmap(gone->locked, gone->state.size);
-	close(gone->fd);
+	if (gone->file >= 0)
+		close(gone->file);
+	close(gone->memfd);
 	free(gone);
 }
 
-static struct object *make(const char *label, uint64_t size, const struct ucred *who,
-			   unsigned int mode)
-{
-	struct object *o = calloc(1, sizeof(*o));
-
-	if (!o)
-		return NULL;
-	o->fd = memfd_create(label, create_flags);
-	if (o->fd < 0 || ftruncate(o->fd, size)) {
-		int error = errno;
-
-		if (o->fd >= 0)
-			close(o->fd);
-		free(o);
-		errno = error;
-		return NULL;
-	}
-	/* For who looks at its owner; a keeper that is not root cannot give it away. */
-	if (fchown(o->fd, who->uid, who->gid) || fchmod(o->fd, mode))
-		errno = 0;
-	o->state = (struct run_reply) {
-		.uid = who->uid, .gid = who->gid, .cuid = who->uid, .cgid = who->gid,
-		.mode = mode, .cpid = who->pid, .size = size, .ctime = time(NULL),
-	};
-	o->next = objects;
-	objects = o;
-	return o;
-}
-
-/* As the kernel: the first of owner, group and others that fits decides. */
-static bool may(const struct object *o, const struct ucred *who, bool write)
-{
-	const struct run_reply *s = &o->state;
-	unsigned int want = write ? 6 : 4;
-	unsigned int bits = s->mode & 7;
-
-	if (!who->uid)
-		return true;
-	if (who->uid == s->uid || who->uid == s->cuid)
-		bits = s->mode >> 6 & 7;
-	else if (who->gid == s->gid || who->gid == s->cgid)
-		bits = s->mode >> 3 & 7;
-	return (bits & want) == want;
-}
-
-static bool owns(const struct object *o, const struct ucred *who)
-{
-	return !who->uid || who->uid == o->state.uid || who->uid == o->state.cuid;
-}
-
-static bool is_number(const char *name)
-{
-	return name[strspn(name, "0123456789")] == '\0';
-}
-
-/* Mappings of the file in /proc/PID/maps: its device and inode, whatever its offset. */
-static uint64_t mappings_of(const char *pid, const struct stat *st)
-{
-	char path[64], line[512];
-	uint64_t nr = 0;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%.20s/maps", pid);
-	f = fopen(path, "re");
-	if (!f)
-		return 0;
-	while (fgets(line, sizeof(line), f)) {
-		unsigned int major, minor;
-		unsigned long offset;
-		uint64_t ino;
-
-		if (sscanf(line, "%*s %*s %lx %x:%x %ju", &offset, &major, &minor, &ino) == 4 &&
-		    ino == st->st_ino && makedev(major, minor) == st->st_dev && !offset)
-			nr++;
-	}
-	fclose(f);
-	return nr;
-}
-
-/* How many have it attached: they may have forked, or been killed. */
-static uint64_t attached(const struct object *o)
-{
-	uint64_t nr = o->locked ? -1ULL : 0;
-	struct dirent *d;
-	struct stat st;
-	DIR *proc;
-
-	if (fstat(o->fd, &st))
-		return 0;
-	proc = opendir("/proc");
-	if (!proc)
-		return 0;
-	while ((d = readdir(proc)))
-		if (is_number(d->d_name))
-			nr += mappings_of(d->d_name, &st);
-	closedir(proc);
-	return nr;
-}
-
 /* A description of its own, with the rights that were asked for */
-static int reopen(const struct object *o, int flags)
+static int reopen(int memfd, int flags)
 {
 	char path[32];
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", o->fd);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", memfd);
 	return open(path, flags | O_CLOEXEC);
 }
 
-static int do_open(const struct run_request *q, const struct ucred *who, int *fd)
+/* "shm:NAME" */
+static void label_of(int file, char label[64])
 {
-	struct object *o = find_name(q->name);
-	bool write = (q->flags & O_ACCMODE) != O_RDONLY;
-	char label[256];
+	char path[32], link[512];
+	ssize_t len;
 
-	if (o && (q->flags & O_CREAT) && (q->flags & O_EXCL))
-		return EEXIST;
-	if (o && !may(o, who, write))
-		return EACCES;
-	if (!o) {
-		if (!(q->flags & O_CREAT))
-			return ENOENT;
-		snprintf(label, sizeof(label), "shm:%.200s", q->name);
-		o = make(label, 0, who, q->mode & 0777);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", file);
+	len = readlink(path, link, sizeof(link) - 1);
+	link[len < 0 ? 0 : len] = '\0';
+	snprintf(label, 64, "shm:%.50s", strrchr(link, '/') ? strrchr(link, '/') + 1 : "");
+}
+
+/* The right to truncate is that to write; the kernel has truncated its file already. */
+static int of_file(const struct run_request *q, int file, int *fd)
+{
+	int access = fcntl(file, F_GETFL) & O_ACCMODE;
+	char label[64];
+	struct object *o;
+	struct stat st;
+	bool made;
+
+	if (file < 0 || fstat(file, &st) || !S_ISREG(st.st_mode))
+		return EBADF;
+	o = find_file(&st);
+	made = !o;
+	if (made && (st.st_size || !st.st_nlink))
+		return ENOENT;
+	if (made) {
+		label_of(file, label);
+		o = make(label, 0);
+		/* Without, it is the kernel's. */
 		if (!o)
+			return ENOENT;
+		o->dev = st.st_dev;
+		o->ino = st.st_ino;
+		o->file = fcntl(file, F_DUPFD_CLOEXEC, 0);
+	}
+	*fd = o->file < 0 ? -1 : reopen(o->memfd, access);
+	if (*fd < 0) {
+		if (!made)
 			return errno;
-		memcpy(o->name, q->name, sizeof(o->name));
-	}
-	*fd = reopen(o, q->flags & (O_ACCMODE | O_TRUNC));
-	return *fd < 0 ? errno : 0;
-}
-
-static int do_unlink(const struct run_request *q, const struct ucred *who)
-{
-	struct object *o = find_name(q->name);
-
-	if (!o)
+		drop(o);
 		return ENOENT;
-	if (!owns(o, who))
-		return EACCES;
-	drop(o);
-	return 0;
-}
-
-static int new_id(void)
-{
-	for (int i = 0; i <= RUN_LAST_ID - RUN_FIRST_ID; i++) {
-		if (last_id == RUN_LAST_ID)
-			last_id = RUN_FIRST_ID - 1;
-		last_id++;
-		if (!find_id(last_id))
-			return last_id;
 	}
-	return -1;
-}
-
-static int do_get(const struct run_request *q, const struct ucred *who,
-		  struct run_reply *reply)
-{
-	struct object *o = find_key(q->key);
-	char label[32];
-	int id;
-
-	if (o) {
-		if ((q->flags & IPC_CREAT) && (q->flags & IPC_EXCL))
-			return EEXIST;
-		if (q->size > o->state.size)
-			return EINVAL;
-		if ((q->flags & 0600) && !may(o, who, q->flags & 0200))
-			return EACCES;
-		*reply = o->state;
-		return 0;
-	}
-	if (!(q->flags & IPC_CREAT))
-		return ENOENT;
-	id = new_id();
-	if (id < 0)
-		return ENOSPC;
-	snprintf(label, sizeof(label), "sysv:0x%08x", (unsigned int)q->key);
-	o = make(label, q->size, who, q->flags & 0777);
-	if (!o)
+	/* For who looks at its owner; a keeper that is not root cannot give it away. */
+	if (made && (fchown(o->memfd, st.st_uid, st.st_gid) || fchmod(o->memfd, st.st_mode & 0777)))
+		errno = 0;
+	if ((q->flags & O_TRUNC) && access != O_RDONLY && ftruncate(*fd, 0))
 		return errno;
-	o->state.id = id;
-	o->state.key = q->key;
-	*reply = o->state;
 	return 0;
 }
 
-static int do_attach(struct object *o, const struct run_request *q, const struct ucred *who,
-		     int *fd)
+static bool in_group(int client, gid_t gid, gid_t other)
 {
-	bool write = !(q->flags & SHM_RDONLY);
+	gid_t groups[1024];
+	socklen_t len = sizeof(groups);
 
-	if (!may(o, who, write))
-		return EACCES;
-	*fd = reopen(o, write ? O_RDWR : O_RDONLY);
-	if (*fd < 0)
-		return errno;
-	o->state.lpid = who->pid;
-	o->state.atime = time(NULL);
-	return 0;
+	if (getsockopt(client, SOL_SOCKET, SO_PEERGROUPS, groups, &len))
+		return false;
+	for (size_t i = 0; i < len / sizeof(*groups); i++)
+		if (groups[i] == gid || groups[i] == other)
+			return true;
+	return false;
 }
 
-static int do_set(struct object *o, const struct run_request *q)
+/* As the kernel: the first of owner, group and others that fits decides. */
+static bool may(int client, const struct ucred *who, const struct ipc_perm *perm, bool write)
 {
-	o->state.uid = q->uid;
-	o->state.gid = q->gid;
-	o->state.mode = (o->state.mode & ~0777U) | (q->mode & 0777);
-	o->state.ctime = time(NULL);
-	return 0;
+	unsigned int want = write ? 6 : 4, bits = perm->mode & 7;
+
+	if (!who->uid)
+		return true;
+	if (who->uid == perm->uid || who->uid == perm->cuid)
+		bits = perm->mode >> 6 & 7;
+	else if (who->gid == perm->gid || who->gid == perm->cgid ||
+		 in_group(client, perm->gid, perm->cgid))
+		bits = perm->mode >> 3 & 7;
+	return (bits & want) == want;
 }
 
-/* Its pages stay in memory for as long as they are locked by somebody: by us. */
-static int do_lock(struct object *o)
-{
-	if (o->locked)
-		return 0;
-	o->locked = mmap(NULL, o->state.size, PROT_READ, MAP_SHARED, o->fd, 0);
-	if (o->locked != MAP_FAILED && !mlock(o->locked, o->state.size))
-		return 0;
-	if (o->locked != MAP_FAILED)
-		munmap(o->locked, o->state.size);
-	o->locked = NULL;
-	return errno == ENOMEM ? EPERM : errno;
-}
-
-static int do_unlock(struct object *o)
-{
-	if (o->locked)
-		munmap(o->locked, o->state.size);
-	o->locked = NULL;
-	return 0;
-}
-
-/* It has no key any more, and goes when nobody has it attached. */
-static int do_remove(struct object *o)
-{
-	o->state.key = IPC_PRIVATE;
-	o->state.mode |= SHM_DEST;
-	o->state.ctime = time(NULL);
-	return 0;
-}
-
-static int of_segment(const struct run_request *q, const struct ucred *who,
+static int of_segment(const struct run_request *q, int client, const struct ucred *who,
 		      struct run_reply *reply, int *fd)
 {
-	struct object *o = find_id(q->id);
+	bool write = !(q->flags & SHM_RDONLY);
+	struct object *o = find_segment(q->id);
+	struct shmid_ds ds;
+	char label[64];
+	bool made = !o;
 
-	if (!o)
-		return EINVAL;
-	*reply = o->state;
-	switch (q->op) {
-	case RUN_ATTACH:
-		return do_attach(o, q, who, fd);
-	case RUN_DETACHED:
-		o->state.lpid = who->pid;
-		o->state.dtime = time(NULL);
+	if (shmctl(q->id, IPC_STAT, &ds) || !may(client, who, &ds.shm_perm, write))
+		return o ? EACCES : ENOENT;
+	/* Whoever has attached it may have written. */
+	if (made && (ds.shm_segsz < RUN_LEAST || ds.shm_atime || ds.shm_nattch))
+		return ENOENT;
+	if (made) {
+		snprintf(label, sizeof(label), "sysv:0x%08x", (unsigned int)ds.shm_perm.__key);
+		o = make(label, ds.shm_segsz);
+		if (!o)
+			return ENOENT;
+		o->id = q->id;
+	}
+	reply->size = ds.shm_segsz;
+	*fd = reopen(o->memfd, write ? O_RDWR : O_RDONLY);
+	if (*fd >= 0)
 		return 0;
-	case RUN_STAT:
-		if (!may(o, who, false))
-			return EACCES;
-		reply->attached = attached(o);
-		return 0;
-	}
-	if (!owns(o, who))
-		return EPERM;
-	switch (q->op) {
-	case RUN_SET:
-		return do_set(o, q);
-	case RUN_REMOVE:
-		return do_remove(o);
-	case RUN_LOCK:
-		return do_lock(o);
-	case RUN_UNLOCK:
-		return do_unlock(o);
-	}
-	return EINVAL;
+	if (!made)
+		return errno;
+	drop(o);
+	return ENOENT;
 }
 
-static int answer(const struct run_request *q, const struct ucred *who,
-		  struct run_reply *reply, int *fd)
+/* Whether what the kernel has of it is gone; nobody else may see a segment that is there. */
+static bool is_gone(const struct object *o)
 {
-	switch (q->op) {
-	case RUN_OPEN:
-		return do_open(q, who, fd);
-	case RUN_UNLINK:
-		return do_unlink(q, who);
-	case RUN_GET:
-		return do_get(q, who, reply);
-	default:
-		return of_segment(q, who, reply, fd);
+	struct shmid_ds ds;
+	struct stat st;
+
+	if (o->file >= 0)
+		return !fstat(o->file, &st) && !st.st_nlink;
+	return shmctl(o->id, IPC_STAT, &ds) && (errno == EINVAL || errno == EIDRM);
+}
+
+static void collect(void)
+{
+	struct object *o, *next;
+
+	for (o = objects; o; o = next) {
+		next = o->next;
+		if (is_gone(o))
+			drop(o);
 	}
 }
 
-static void send_reply(int client, const struct run_reply *reply, int fd)
+static void hang_up(size_t i)
 {
-	struct iovec iov = { (void *)reply, sizeof(*reply) };
-	union {
-		char space[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = { 0 };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-	if (fd >= 0) {
-		struct cmsghdr *cmsg;
-
-		msg.msg_control = control.space;
-		msg.msg_controllen = sizeof(control.space);
-		cmsg = CMSG_FIRSTHDR(&msg);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
-	}
-	/* Who does not wait for it any more does not need it. */
-	(void)!sendmsg(client, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+	close(clients[i].fd);
+	clients[i] = clients[--nr_clients];
 }
 
-/* A client has a second: it sends at once, unless somebody plays with the socket. */
-static void serve(int client)
+/* A client has sent something. */
+static void serve(size_t i)
 {
-	struct timeval patience = { .tv_sec = 1 };
+	int client = clients[i].fd, sent, fd = -1;
 	struct run_reply reply = { 0 };
 	struct run_request q;
 	struct ucred who;
 	socklen_t len = sizeof(who);
-	int fd = -1;
 
-	if (setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)) ||
-	    getsockopt(client, SOL_SOCKET, SO_PEERCRED, &who, &len) ||
-	    recv(client, &q, sizeof(q), 0) != sizeof(q) ||
-	    memcmp(q.token, secret, RUN_TOKEN))
-		return;
-	q.name[sizeof(q.name) - 1] = '\0';
-	reply.error = answer(&q, &who, &reply, &fd);
-	send_reply(client, &reply, reply.error ? -1 : fd);
+	if (message_receive(client, &q, sizeof(q), &sent, MSG_DONTWAIT) == sizeof(q) &&
+	    !memcmp(q.token, secret, RUN_TOKEN) &&
+	    !getsockopt(client, SOL_SOCKET, SO_PEERCRED, &who, &len)) {
+		reply.error = q.op == RUN_FILE ? of_file(&q, sent, &fd) :
+						 of_segment(&q, client, &who, &reply, &fd);
+		message_send(client, &reply, sizeof(reply), reply.error ? -1 : fd);
+	}
+	if (sent >= 0)
+		close(sent);
 	if (fd >= 0)
 		close(fd);
+	hang_up(i);
 }
 
-/* Removed segments that nobody has attached. Returns whether others are left. */
-static bool collect(void)
+static void welcome(int socket)
 {
-	struct object *o, *next;
-	bool left = false;
+	int client = accept4(socket, NULL, NULL, SOCK_CLOEXEC);
 
-	for (o = objects; o; o = next) {
-		next = o->next;
-		if (*o->name || !(o->state.mode & SHM_DEST))
-			continue;
-		if (time(NULL) - o->state.atime > REMOVED_SECONDS && !attached(o))
-			drop(o);
-		else
-			left = true;
+	if (client < 0)
+		return;
+	/* The one that has said nothing for longest goes. */
+	if (nr_clients == CLIENTS) {
+		size_t oldest = 0;
+
+		for (size_t i = 1; i < nr_clients; i++)
+			if (clients[i].since < clients[oldest].since)
+				oldest = i;
+		hang_up(oldest);
 	}
-	return left;
+	clients[nr_clients++] = (struct client){ client, now() };
 }
 
 /**
@@ -479,6 +326,30 @@ int keeper_start(const char *name, const char *token, unsigned int memfd_flags)
 	return -1;
 }
 
+/* Waits for something to do. Polls once a second if there is something to give up. */
+static void wait_and_serve(int socket, int signals)
+{
+	struct pollfd fds[2 + CLIENTS] = { { socket, POLLIN, 0 }, { signals, POLLIN, 0 } };
+	size_t nr = nr_clients;
+	char ignored[1024];
+
+	for (size_t i = 0; i < nr; i++)
+		fds[2 + i] = (struct pollfd){ clients[i].fd, POLLIN, 0 };
+	if (poll(fds, 2 + nr, objects || nr ? 1000 : -1) < 0)
+		return;
+	if (fds[1].revents)
+		(void)!read(signals, ignored, sizeof(ignored));
+	/* From the last one on, because others take the place of those that go. */
+	for (size_t i = nr; i--;) {
+		if (fds[2 + i].revents)
+			serve(i);
+		else if (now() - clients[i].since > PATIENCE)
+			hang_up(i);
+	}
+	if (fds[0].revents)
+		welcome(socket);
+}
+
 /**
  * keeper_run() - answer questions
  * @socket: From keeper_start().
@@ -489,9 +360,7 @@ int keeper_start(const char *name, const char *token, unsigned int memfd_flags)
  */
 void keeper_run(int socket, int signals, void (*ended)(pid_t pid, int status))
 {
-	struct pollfd fds[] = { { socket, POLLIN, 0 }, { signals, POLLIN, 0 } };
-	bool left = false;
-	char ignored[1024];
+	double collected = 0;
 	pid_t pid;
 	int status;
 
@@ -500,18 +369,10 @@ void keeper_run(int socket, int signals, void (*ended)(pid_t pid, int status))
 			ended(pid, status);
 		if (pid < 0 && errno == ECHILD)
 			return;
-		if (poll(fds, 2, left ? 1000 : -1) < 0)
+		wait_and_serve(socket, signals);
+		if (now() - collected < 1)
 			continue;
-		if (fds[1].revents)
-			(void)!read(signals, ignored, sizeof(ignored));
-		if (fds[0].revents) {
-			int client = accept4(socket, NULL, NULL, SOCK_CLOEXEC);
-
-			if (client >= 0) {
-				serve(client);
-				close(client);
-			}
-		}
-		left = collect();
+		collected = now();
+		collect();
 	}
 }

@@ -53,7 +53,7 @@ struct target {
 
 /* target.c */
 int target_open(struct target *target, const char *name, bool writes);
-int target_notify(const struct target *target);
+int target_notify(const struct target *target, bool waits);
 int target_protect(const struct target *target, int notify_fd, uint64_t offset,
 		   uint64_t length, int mode);
 bool parse_range(const char *offset_text, const char *length_text, uint64_t *offset,

@@ -5,14 +5,19 @@
  *   mmap(MAP_SHARED | MAP_ANONYMOUS)	a memfd of this process, kept open so that it can
  *					be found; closed when nothing of it is mapped
  *   memfd_create()			with more flags
- *   shm_open(), shmget(), ...		a memfd that the keeper has: see run.h
+ *   shm_open()				the file is opened, and its memory got from the
+ *					keeper (run.h)
+ *   shmat()				the segment is attached, and from its second page on
+ *					covered by memory from the keeper. The first one stays
+ *					the kernel's, for all that is found or counted by it
  *
  * What is less than RUN_LEAST bytes, what the kernel refuses, and what the keeper
  * does not answer is done as the program wanted it. It is all done by system calls: no
  * function that is replaced here is looked up, or called.
  *
- * Mappings are known by address. The lock is held across fork(), and no call that may
- * come back here is made while it is held.
+ * Mappings are known by address, under a lock that is held while they change, with all
+ * signals blocked: handlers may map memory, too. It is taken only where there are
+ * such mappings. No point of cancellation is within.
  */
 #define _GNU_SOURCE
 /* It would rename what is defined here. On 64 bits there is but one off_t. */
@@ -21,8 +26,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/memfd.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -50,6 +58,7 @@ static unsigned int flags;		/* for memfd_create(2); 0: do nothing */
 static struct sockaddr_un keeper;
 static socklen_t keeper_len;
 static char token[RUN_TOKEN];
+static int keeper_pid;
 
 /**
  * struct mapping - a range of addresses that belongs to a memfd, or did
@@ -75,6 +84,30 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct mapping *mappings;
 static size_t nr_mappings, max_mappings;
 
+static void take_lock(sigset_t *before)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, before);
+	pthread_mutex_lock(&lock);
+}
+
+static void give_lock(const sigset_t *before)
+{
+	int error = errno;
+
+	pthread_mutex_unlock(&lock);
+	pthread_sigmask(SIG_SETMASK, before, NULL);
+	errno = error;
+}
+
+/* Whether there is anything to be known of mappings */
+static bool any(void)
+{
+	return __atomic_load_n(&nr_mappings, __ATOMIC_ACQUIRE);
+}
+
 static void *raw_mmap(void *addr, size_t len, int prot, int how, int fd, off_t offset)
 {
 	return (void *)syscall(SYS_mmap, addr, len, prot, how, fd, offset);
@@ -87,7 +120,10 @@ static size_t page_round(size_t len)
 	return (len + page - 1) & ~(page - 1);
 }
 
-/* High enough to be in nobody's way: programs count on low numbers. */
+/*
+ * High enough to be in nobody's way: programs count on low numbers. If there is no room
+ * it is not kept: the mapping can be found as well.
+ */
 static int move_up(int fd)
 {
 	struct rlimit limit;
@@ -97,10 +133,11 @@ static int move_up(int fd)
 	if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur < most)
 		most = limit.rlim_cur;
 	high = fcntl(fd, F_DUPFD_CLOEXEC, (int)(most - most / 4));
-	if (high < 0)
-		return fd;
-	close(fd);
-	return high;
+	syscall(SYS_close, fd);
+	if (high < (int)most)
+		return high;
+	syscall(SYS_close, high);
+	return -1;
 }
 
 /* Makes room for one more. The array is not from malloc(), which may call mmap(). */
@@ -123,6 +160,7 @@ static bool has_room(void)
 	return true;
 }
 
+/* These are called with the lock held. */
 static void remember(char *start, size_t len, int fd, int id)
 {
 	struct mapping m = { .start = start, .end = start + len, .left = len, .fd = fd, .id = id };
@@ -132,10 +170,8 @@ static void remember(char *start, size_t len, int fd, int id)
 		m.dev = st.st_dev;
 		m.ino = st.st_ino;
 	}
-	pthread_mutex_lock(&lock);
 	if (has_room())
 		mappings[nr_mappings++] = m;
-	pthread_mutex_unlock(&lock);
 }
 
 static void close_if_ours(const struct mapping *m)
@@ -143,15 +179,14 @@ static void close_if_ours(const struct mapping *m)
 	struct stat st;
 
 	if (m->fd >= 0 && !fstat(m->fd, &st) && st.st_dev == m->dev && st.st_ino == m->ino)
-		close(m->fd);
+		syscall(SYS_close, m->fd);
 }
 
-/* Addresses are unmapped, or get something else. */
+/* Addresses have been unmapped, or have got something else. */
 static void forget(char *start, size_t len)
 {
 	char *end = start + page_round(len);
 
-	pthread_mutex_lock(&lock);
 	for (size_t i = 0; i < nr_mappings; i++) {
 		struct mapping *m = &mappings[i];
 		char *first = start > m->start ? start : m->start;
@@ -171,30 +206,27 @@ static void forget(char *start, size_t len)
 		*m = mappings[--nr_mappings];
 		i--;
 	}
-	pthread_mutex_unlock(&lock);
 }
 
 /* A mapping has been moved, or has another length. */
 static void moved(char *old, size_t old_len, char *new, size_t new_len)
 {
-	bool found = false;
-	struct mapping m;
+	for (size_t i = 0; i < nr_mappings; i++) {
+		struct mapping *m = &mappings[i];
 
-	pthread_mutex_lock(&lock);
-	for (size_t i = 0; i < nr_mappings && !found; i++) {
-		m = mappings[i];
-		found = old >= m.start && old < m.end;
-		if (found && old == m.start && old + old_len == m.end) {
-			mappings[i].start = new;
-			mappings[i].end = new + new_len;
-			mappings[i].left = new_len;
-		} else if (found && old != new) {
+		if (old < m->start || old >= m->end)
+			continue;
+		if (old == m->start && old + old_len == m->end) {
+			m->start = new;
+			m->end = new + new_len;
+			m->left = new_len;
+		} else if (old != new) {
 			/* A part of it: both count as one, by their bytes. */
-			mappings[i].left += new_len;
-			mappings[i].left -= old_len < mappings[i].left ? old_len : 0;
+			m->left += new_len;
+			m->left -= old_len < m->left ? old_len : 0;
 		}
+		return;
 	}
-	pthread_mutex_unlock(&lock);
 }
 
 /*
@@ -204,9 +236,13 @@ static void moved(char *old, size_t old_len, char *new, size_t new_len)
 static bool wanted(size_t len, int how)
 {
 	int type = how & MAP_TYPE;
+	struct rlimit limit;
 
-	return flags && (how & MAP_ANONYMOUS) && len >= RUN_LEAST && !(how & MAP_HUGETLB) &&
-	       (type == MAP_SHARED || type == MAP_SHARED_VALIDATE);
+	if (!flags || !(how & MAP_ANONYMOUS) || len < RUN_LEAST || (how & MAP_HUGETLB) ||
+	    (type != MAP_SHARED && type != MAP_SHARED_VALIDATE))
+		return false;
+	/* It would be a file too large. */
+	return getrlimit(RLIMIT_FSIZE, &limit) || len <= limit.rlim_cur;
 }
 
 static void *map_memfd(void *addr, size_t len, int prot, int how, int *memfd)
@@ -220,7 +256,7 @@ static void *map_memfd(void *addr, size_t len, int prot, int how, int *memfd)
 	if (!ftruncate(fd, len))
 		start = raw_mmap(addr, len, prot, how & ~MAP_ANONYMOUS, fd, 0);
 	if (IS_ERROR(start)) {
-		close(fd);
+		syscall(SYS_close, fd);
 		return MAP_FAILED;
 	}
 	*memfd = move_up(fd);
@@ -229,21 +265,26 @@ static void *map_memfd(void *addr, size_t len, int prot, int how, int *memfd)
 
 EXPORT void *mmap(void *addr, size_t len, int prot, int how, int fd, off_t offset)
 {
-	int error = errno, memfd = -1;
+	bool ours = wanted(len, how);
 	void *start = MAP_FAILED;
+	int error = errno, memfd = -1;
+	sigset_t before;
 
-	if (wanted(len, how))
+	if (!ours && (!(how & MAP_FIXED) || !any()))
+		return raw_mmap(addr, len, prot, how, fd, offset);
+	take_lock(&before);
+	if (ours)
 		start = map_memfd(addr, len, prot, how, &memfd);
 	if (IS_ERROR(start)) {
+		ours = false;
 		errno = error;
 		start = raw_mmap(addr, len, prot, how, fd, offset);
 	}
-	if (IS_ERROR(start))
-		return start;
-	if ((how & MAP_FIXED) && nr_mappings)
+	if (!IS_ERROR(start) && (how & MAP_FIXED))
 		forget(start, len);
-	if (memfd >= 0)
+	if (ours)
 		remember(start, page_round(len), memfd, -1);
+	give_lock(&before);
 	return start;
 }
 
@@ -252,28 +293,39 @@ EXPORT void *mmap64(void *addr, size_t len, int prot, int how, int fd, off_t off
 
 EXPORT int munmap(void *addr, size_t len)
 {
-	int ret = syscall(SYS_munmap, addr, len);
+	sigset_t before;
+	int ret;
 
-	if (!ret && nr_mappings)
+	if (!any())
+		return syscall(SYS_munmap, addr, len);
+	take_lock(&before);
+	ret = syscall(SYS_munmap, addr, len);
+	if (!ret)
 		forget(addr, len);
+	give_lock(&before);
 	return ret;
 }
 
 EXPORT void *mremap(void *old, size_t old_len, size_t len, int how, ...)
 {
 	void *to = NULL, *new;
+	sigset_t before;
 	va_list args;
 
 	va_start(args, how);
 	if (how & MREMAP_FIXED)
 		to = va_arg(args, void *);
 	va_end(args);
+	if (!any())
+		return (void *)syscall(SYS_mremap, old, old_len, len, how, to);
+	take_lock(&before);
 	new = (void *)syscall(SYS_mremap, old, old_len, len, how, to);
-	if (!IS_ERROR(new) && nr_mappings) {
+	if (!IS_ERROR(new)) {
 		if (how & MREMAP_FIXED)
 			forget(to, len);
 		moved(old, page_round(old_len), new, page_round(len));
 	}
+	give_lock(&before);
 	return new;
 }
 
@@ -294,48 +346,42 @@ EXPORT int memfd_create(const char *name, unsigned int how)
  * What the keeper has
  */
 
-static int receive(int sock, struct run_reply *reply, int *fd)
+/* Others could listen under its name when it has gone. */
+static bool is_keeper(int sock)
 {
-	struct iovec iov = { reply, sizeof(*reply) };
-	union {
-		char space[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.space,
-		.msg_controllen = sizeof(control.space),
-	};
-	struct cmsghdr *cmsg;
-	ssize_t got;
+	struct ucred who;
+	socklen_t len = sizeof(who);
 
-	do
-		got = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
-	while (got < 0 && errno == EINTR);
-	if (got != sizeof(*reply))
-		return -1;
-	cmsg = CMSG_FIRSTHDR(&msg);
-	if (cmsg && cmsg->cmsg_type == SCM_RIGHTS)
-		memcpy(fd, CMSG_DATA(cmsg), sizeof(*fd));
-	return 0;
+	return !getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &who, &len) && who.pid == keeper_pid;
 }
 
-/* Returns 0, or what the keeper says is wrong, or -1 if it does not answer. */
-static int ask(struct run_request *q, struct run_reply *reply, int *fd)
+/*
+ * Returns 0 and a descriptor, or what the keeper says is wrong, or ENOENT if it does not
+ * answer. EMFILE: there is no room for the descriptor.
+ */
+static int ask(struct run_request *q, int send, struct run_reply *reply, int *fd)
 {
-	int sock, error = errno, ret = -1;
+	int sock, state, error = errno, ret = ENOENT;
 
 	*fd = -1;
 	if (!flags)
-		return -1;
+		return ENOENT;
+	/* None of what this is for is a point of cancellation. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
 	memcpy(q->token, token, RUN_TOKEN);
 	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (sock < 0 && errno == EMFILE)
+		ret = EMFILE;
 	if (sock >= 0 && !connect(sock, (struct sockaddr *)&keeper, keeper_len) &&
-	    send(sock, q, sizeof(*q), MSG_NOSIGNAL) == sizeof(*q) && !receive(sock, reply, fd))
-		ret = reply->error;
+	    is_keeper(sock) && !message_send(sock, q, sizeof(*q), send)) {
+		if (message_receive(sock, reply, sizeof(*reply), fd, 0) > 0)
+			ret = reply->error;
+		else if (errno == EMFILE)
+			ret = EMFILE;
+	}
 	if (sock >= 0)
 		close(sock);
+	pthread_setcancelstate(state, NULL);
 	errno = error;
 	return ret;
 }
@@ -346,237 +392,168 @@ static int fail(int error)
 	return -1;
 }
 
-static mode_t current_umask(void)
-{
-	char line[64];
-	unsigned int mask = 022;
-	FILE *f = fopen("/proc/self/status", "re");
-
-	while (f && fgets(line, sizeof(line), f) && sscanf(line, "Umask: %o", &mask) != 1)
-		;
-	if (f)
-		fclose(f);
-	return mask;
-}
-
-/* "/name" without more slashes; where the kernel would have it goes to @path. */
-static bool shm_name(const char *name, char path[300], struct run_request *q)
+/* "/name" without more slashes, and where the kernel has it */
+static bool shm_path(const char *name, char path[300])
 {
 	size_t len;
 
 	name += strspn(name, "/");
 	len = strlen(name);
-	if (!len || len >= sizeof(q->name) || strchr(name, '/'))
+	if (!len || len > NAME_MAX || strchr(name, '/'))
 		return false;
 	snprintf(path, 300, "/dev/shm/%s", name);
-	memcpy(q->name, name, len + 1);
 	return true;
 }
 
 EXPORT int shm_open(const char *name, int how, mode_t mode)
 {
-	struct run_request q = { .op = RUN_OPEN, .mode = mode & ~current_umask() };
+	struct run_request q = { .op = RUN_FILE, .flags = how };
 	struct run_reply reply;
 	char path[300];
-	int fd, error;
+	int file, fd, error;
 
-	if (!shm_name(name, path, &q))
+	if (!shm_path(name, path))
 		return fail(EINVAL);
-	/* Somebody else's, or one that was there before, is opened as it is. */
-	q.flags = access(path, F_OK) ? how : how & ~O_CREAT;
-	error = ask(&q, &reply, &fd);
-	if (error < 0 || error == ENOENT)
-		return open(path, how | O_NOFOLLOW | O_CLOEXEC, mode);
-	return error ? fail(error) : fd;
-}
-
-EXPORT int shm_unlink(const char *name)
-{
-	struct run_request q = { .op = RUN_UNLINK };
-	struct run_reply reply;
-	char path[300];
-	int fd, error;
-
-	if (!shm_name(name, path, &q))
-		return fail(EINVAL);
-	error = ask(&q, &reply, &fd);
-	if (error >= 0 && error != ENOENT)
-		return error ? fail(error) : 0;
-	if (!unlink(path))
-		return 0;
-	return fail(errno == EPERM ? EACCES : errno);
-}
-
-static bool is_ours(int id)
-{
-	return flags && id >= RUN_FIRST_ID && id <= RUN_LAST_ID;
-}
-
-EXPORT int shmget(key_t key, size_t size, int how)
-{
-	struct run_request q = { .op = RUN_GET, .key = key, .size = page_round(size) };
-	struct run_reply reply;
-	int fd, error = -1, id;
-
-	if (key != IPC_PRIVATE) {
-		q.flags = how & ~(IPC_CREAT | IPC_EXCL);
-		error = ask(&q, &reply, &fd);
-		if (!error && (how & IPC_CREAT) && (how & IPC_EXCL))
-			error = EEXIST;
-		if (error > 0 && error != ENOENT)
-			return fail(error);
-		if (!error)
-			return reply.id;
+	file = open(path, how | O_NOFOLLOW | O_CLOEXEC, mode);
+	if (file < 0)
+		return -1;
+	error = ask(&q, file, &reply, &fd);
+	if (error == ENOENT)
+		return file;
+	if (!error) {
+		/* The lowest number that was free is the file's. */
+		if (dup3(fd, file, O_CLOEXEC) < 0)
+			error = errno;
+		close(fd);
 	}
-	if (!(how & IPC_CREAT) && key != IPC_PRIVATE)
-		return syscall(SYS_shmget, key, size, how);
-	if (size < RUN_LEAST || (how & SHM_HUGETLB))
-		return syscall(SYS_shmget, key, size, how);
-	/* The kernel may have one of that key. */
-	if (key != IPC_PRIVATE) {
-		int before = errno;
+	if (!error)
+		return file;
+	close(file);
+	return fail(error);
+}
 
-		id = syscall(SYS_shmget, key, 0, 0);
-		if (id >= 0 || errno != ENOENT)
-			return syscall(SYS_shmget, key, size, how);
-		errno = before;
+/* Covers a segment from its second page on. */
+static bool cover(char *start, size_t size, int prot, int fd)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+
+	return !IS_ERROR(raw_mmap(start + page, size - page, prot, MAP_SHARED | MAP_FIXED, fd, page));
+}
+
+/* With the lock held; @fd is its memory. */
+static void *attach(int id, void *addr, int how, size_t size, int fd)
+{
+	int prot = PROT_READ | (how & SHM_RDONLY ? 0 : PROT_WRITE) | (how & SHM_EXEC ? PROT_EXEC : 0);
+	void *hint = MAP_FAILED, *start;
+
+	/* An address at which it can share page tables */
+	if (!addr && !(how & SHM_REMAP)) {
+		hint = raw_mmap(NULL, size, prot, MAP_SHARED, fd, 0);
+		if (IS_ERROR(hint))
+			return hint;
+		start = (void *)syscall(SYS_shmat, id, hint, how | SHM_REMAP);
+	} else {
+		start = (void *)syscall(SYS_shmat, id, addr, how);
 	}
-	q.flags = how | IPC_CREAT;
-	error = ask(&q, &reply, &fd);
-	if (error)
-		return syscall(SYS_shmget, key, size, how);
-	return reply.id;
+	if (!IS_ERROR(start) && !cover(start, size, prot, fd)) {
+		int error = errno;
+
+		syscall(SYS_shmdt, start);
+		errno = error;
+		start = MAP_FAILED;
+	}
+	if (IS_ERROR(start)) {
+		int error = errno;
+
+		if (!IS_ERROR(hint))
+			syscall(SYS_munmap, hint, size);
+		errno = error;
+		return start;
+	}
+	if (how & SHM_REMAP)
+		forget(start, size);
+	remember(start, size, -1, id);
+	return start;
 }
 
 EXPORT void *shmat(int id, const void *addr, int how)
 {
-	struct run_request q = { .op = RUN_ATTACH, .id = id, .flags = how };
-	int prot = PROT_READ | (how & SHM_RDONLY ? 0 : PROT_WRITE) | (how & SHM_EXEC ? PROT_EXEC : 0);
-	uintptr_t at = (uintptr_t)addr, page = sysconf(_SC_PAGESIZE);
+	struct run_request q = { .op = RUN_SEGMENT, .id = id, .flags = how };
 	struct run_reply reply;
-	int fd, error, fixed = 0;
+	struct shmid_ds ds;
+	int fd, error = errno;
+	sigset_t before;
 	void *start;
 
-	if (!is_ours(id))
+	/* Small, or not there, or not to be read: the kernel says what is wrong. */
+	if (!flags || syscall(SYS_shmctl, id, IPC_STAT, &ds) || ds.shm_segsz < RUN_LEAST) {
+		errno = error;
 		return (void *)syscall(SYS_shmat, id, addr, how);
-	if (how & SHM_RND)
-		at &= ~(page - 1);
-	if (at & (page - 1) || ((how & SHM_REMAP) && !at))
-		return (void *)(intptr_t)fail(EINVAL);
-	error = ask(&q, &reply, &fd);
-	if (error)
-		return (void *)(intptr_t)fail(error < 0 ? EIDRM : error);
-	if (at)
-		fixed = how & SHM_REMAP ? MAP_FIXED : MAP_FIXED_NOREPLACE;
-	start = raw_mmap((void *)at, reply.size, prot, MAP_SHARED | fixed, fd, 0);
-	close(fd);
-	if (IS_ERROR(start))
-		return (void *)(intptr_t)fail(errno == EEXIST ? EINVAL : errno);
-	if (how & SHM_REMAP)
-		forget(start, reply.size);
-	remember(start, reply.size, -1, id);
-	return start;
-}
-
-/* The segment that begins at an address, or -1 */
-static int attached_at(const void *addr, size_t *len)
-{
-	int id = -1;
-
-	pthread_mutex_lock(&lock);
-	for (size_t i = 0; i < nr_mappings; i++) {
-		if (mappings[i].start == addr && mappings[i].id >= 0) {
-			id = mappings[i].id;
-			*len = mappings[i].end - mappings[i].start;
-		}
 	}
-	pthread_mutex_unlock(&lock);
-	return id;
+	error = ask(&q, -1, &reply, &fd);
+	if (error == ENOENT)
+		return (void *)syscall(SYS_shmat, id, addr, how);
+	if (error)
+		return (void *)(intptr_t)fail(error == EMFILE ? ENOMEM : error);
+	take_lock(&before);
+	start = attach(id, (void *)addr, how, page_round(reply.size), fd);
+	give_lock(&before);
+	syscall(SYS_close, fd);
+	return start;
 }
 
 EXPORT int shmdt(const void *addr)
 {
-	struct run_request q = { .op = RUN_DETACHED };
-	struct run_reply reply;
-	size_t len = 0;
-	int fd;
+	size_t page = sysconf(_SC_PAGESIZE);
+	sigset_t before;
+	int ret;
 
-	q.id = attached_at(addr, &len);
-	if (q.id < 0)
+	if (!any())
 		return syscall(SYS_shmdt, addr);
-	if (munmap((void *)addr, len))
-		return -1;
-	ask(&q, &reply, &fd);
-	return 0;
-}
+	take_lock(&before);
+	ret = syscall(SYS_shmdt, addr);
+	for (size_t i = 0; !ret && i < nr_mappings; i++) {
+		struct mapping m = mappings[i];
 
-static void fill(struct shmid_ds *ds, const struct run_reply *reply)
-{
-	*ds = (struct shmid_ds) {
-		.shm_perm = {
-			.__key = reply->key, .uid = reply->uid, .gid = reply->gid,
-			.cuid = reply->cuid, .cgid = reply->cgid, .mode = reply->mode,
-		},
-		.shm_segsz = reply->size,
-		.shm_atime = reply->atime,
-		.shm_dtime = reply->dtime,
-		.shm_ctime = reply->ctime,
-		.shm_cpid = reply->cpid,
-		.shm_lpid = reply->lpid,
-		.shm_nattch = reply->attached,
-	};
-}
-
-EXPORT int shmctl(int id, int command, struct shmid_ds *ds)
-{
-	struct run_request q = { .id = id };
-	struct run_reply reply;
-	int fd, error;
-
-	if (!is_ours(id))
-		return syscall(SYS_shmctl, id, command, ds);
-	switch (command) {
-	case IPC_STAT:
-		q.op = RUN_STAT;
+		if (m.start != addr || m.id < 0)
+			continue;
+		syscall(SYS_munmap, m.start + page, m.end - m.start - page);
+		forget(m.start, m.end - m.start);
 		break;
-	case IPC_SET:
-		q.op = RUN_SET;
-		q.uid = ds->shm_perm.uid;
-		q.gid = ds->shm_perm.gid;
-		q.mode = ds->shm_perm.mode;
-		break;
-	case IPC_RMID:
-		q.op = RUN_REMOVE;
-		break;
-	case SHM_LOCK:
-		q.op = RUN_LOCK;
-		break;
-	case SHM_UNLOCK:
-		q.op = RUN_UNLOCK;
-		break;
-	default:
-		return syscall(SYS_shmctl, id, command, ds);
 	}
-	error = ask(&q, &reply, &fd);
-	if (error)
-		return fail(error < 0 ? EIDRM : error);
-	if (command == IPC_STAT)
-		fill(ds, &reply);
-	return 0;
+	give_lock(&before);
+	return ret;
 }
 
 /*
  * Set-up
  */
 
+/*
+ * A library of the program may have a lock that it takes before fork(), and have it
+ * where it comes here: do not insist. In the child there is nobody who could have ours.
+ */
+static bool have_lock;
+
 static void before_fork(void)
 {
-	pthread_mutex_lock(&lock);
+	have_lock = false;
+	for (int i = 0; i < 1000 && !have_lock; i++) {
+		have_lock = !pthread_mutex_trylock(&lock);
+		if (!have_lock)
+			sched_yield();
+	}
 }
 
-static void after_fork(void)
+static void in_parent(void)
 {
-	pthread_mutex_unlock(&lock);
+	if (have_lock)
+		pthread_mutex_unlock(&lock);
+}
+
+static void in_child(void)
+{
+	pthread_mutex_init(&lock, NULL);
 }
 
 __attribute__((constructor)) static void set_up(void)
@@ -585,12 +562,12 @@ __attribute__((constructor)) static void set_up(void)
 	char name[64], secret[RUN_TOKEN + 1];
 	unsigned int wanted_flags;
 
-	if (!env || sscanf(env, "%x %63s %32s", &wanted_flags, name, secret) != 3)
+	if (!env || sscanf(env, "%x %d %63s %32s", &wanted_flags, &keeper_pid, name, secret) != 4)
 		return;
 	memcpy(token, secret, RUN_TOKEN);
 	keeper.sun_family = AF_UNIX;
 	strcpy(keeper.sun_path + 1, name);
 	keeper_len = offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name);
-	pthread_atfork(before_fork, after_fork, after_fork);
+	pthread_atfork(before_fork, in_parent, in_child);
 	flags = wanted_flags & (MFD_ALLOW_PROTECT | MFD_SHARE_PGTABLES);
 }

@@ -24,9 +24,11 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define PRELOAD	"memfdctl-run.so"
@@ -99,8 +101,11 @@ static int check_program(const char *name, const char *path)
 	int status = 0;
 	FILE *f;
 
-	if (!stat(path, &st) && (st.st_mode & (S_ISUID | S_ISGID)) && getuid())
-		return bad_usage("%s: it is set-user-ID, and nothing can be preloaded", name);
+	if (!stat(path, &st) && (((st.st_mode & S_ISUID) && st.st_uid != getuid()) ||
+				 ((st.st_mode & S_ISGID) && st.st_gid != getgid()) ||
+				 getxattr(path, "security.capability", NULL, 0) > 0))
+		return bad_usage("%s: it gets other rights when it is executed, and nothing can be "
+				 "preloaded", name);
 	f = fopen(path, "re");
 	/* It may be executable all the same. */
 	if (!f)
@@ -133,13 +138,14 @@ static int check_kernel(unsigned int flags)
 	return FAILED;
 }
 
+/* In the keeper, whose process is in it */
 static void set_environment(const char *preload, unsigned int flags, const char *name,
 			    const char *token)
 {
 	const char *old = getenv("LD_PRELOAD");
 	char *value;
 
-	if (asprintf(&value, "%x %s %.*s", flags, name, RUN_TOKEN, token) < 0)
+	if (asprintf(&value, "%x %d %s %.*s", flags, getpid(), name, RUN_TOKEN, token) < 0)
 		abort();
 	setenv(RUN_ENV, value, 1);
 	free(value);
@@ -171,12 +177,26 @@ static void ended(pid_t pid, int status)
 		(void)!write(to_parent, &p, sizeof(p));
 }
 
+/**
+ * struct before - what the program finds as memfdctl found it
+ * @signals: Blocked signals.
+ * @child: What is done about SIGCHLD.
+ * @files: How many descriptors there may be.
+ */
+struct before {
+	sigset_t signals;
+	struct sigaction child;
+	struct rlimit files;
+};
+
 /* In the child of the keeper; does not return */
-static void exec_program(char **argv, const char *path, const sigset_t *signals, int failed)
+static void exec_program(char **argv, const char *path, const struct before *before, int failed)
 {
 	int error;
 
-	sigprocmask(SIG_SETMASK, signals, NULL);
+	setrlimit(RLIMIT_NOFILE, &before->files);
+	sigaction(SIGCHLD, &before->child, NULL);
+	sigprocmask(SIG_SETMASK, &before->signals, NULL);
 	execv(path, argv);
 	/* A script without its first line */
 	if (errno == ENOEXEC)
@@ -186,30 +206,61 @@ static void exec_program(char **argv, const char *path, const sigset_t *signals,
 	_exit(127);
 }
 
-/* Nobody waits for what the keeper could still write. */
-static void let_go_of_files(void)
+static int by_number(const void *a, const void *b)
 {
-	int null = open("/dev/null", O_RDWR);
+	return *(const int *)a - *(const int *)b;
+}
+
+/* Nobody waits for what the keeper could still write, or for a lock that it has. */
+static void let_go_of_files(int one, int two, int three)
+{
+	int keep[] = { one, two, three }, null = open("/dev/null", O_RDWR);
+	unsigned int first = 3;
 
 	for (int fd = 0; fd <= 2 && null >= 0; fd++)
 		dup2(null, fd);
-	if (null > 2)
-		close(null);
+	qsort(keep, 3, sizeof(*keep), by_number);
+	for (int i = 0; i < 3; i++) {
+		if (keep[i] > (int)first)
+			close_range(first, keep[i] - 1, 0);
+		first = keep[i] + 1;
+	}
+	close_range(first, ~0U, 0);
 	(void)!chdir("/");
+}
+
+/* Two descriptors for a file; files may be as long as they are. */
+static void raise_limits(struct before *before)
+{
+	struct rlimit files, length = { RLIM_INFINITY, RLIM_INFINITY };
+
+	getrlimit(RLIMIT_NOFILE, &before->files);
+	files = before->files;
+	files.rlim_cur = files.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &files);
+	/* Not everybody may: then what is too long stays the kernel's. */
+	if (setrlimit(RLIMIT_FSIZE, &length))
+		errno = 0;
 }
 
 static void keep(int socket, char **argv, const char *path, int failed)
 {
-	static const int others[] = { SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGTSTP, SIGPIPE };
+	struct sigaction standard = { .sa_handler = SIG_DFL };
 	struct progress p = { 0 };
-	sigset_t mask, before;
+	struct before before;
+	sigset_t mask;
 	int signals;
 
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	prctl(PR_SET_NAME, "memfdctl-keeper");
+	/* All of them: what is sent to the process group is not for the keeper. */
+	sigfillset(&mask);
+	sigprocmask(SIG_BLOCK, &mask, &before.signals);
+	/* If they are ignored, nobody says when a child has ended. */
+	sigaction(SIGCHLD, &standard, &before.child);
+	getrlimit(RLIMIT_NOFILE, &before.files);
 	sigemptyset(&mask);
 	sigaddset(&mask, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &mask, &before);
 	signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
 	program = fork();
 	if (!program)
@@ -218,23 +269,28 @@ static void keep(int socket, char **argv, const char *path, int failed)
 	p.pid = program;
 	if (signals < 0 || program < 0 || write(to_parent, &p, sizeof(p)) != sizeof(p))
 		_exit(FAILED);
-	for (size_t i = 0; i < sizeof(others) / sizeof(*others); i++)
-		signal(others[i], SIG_IGN);
-	let_go_of_files();
+	setsid();
+	raise_limits(&before);
+	let_go_of_files(socket, signals, to_parent);
 	keeper_run(socket, signals, ended);
 	_exit(0);
 }
 
-static void pass_on(int sig)
+/* What comes from the terminal, or from the program itself, it has as well. */
+static void pass_on(int sig, siginfo_t *info, void *context)
 {
-	if (program > 0)
+	(void)context;
+	if (program > 0 && info->si_code <= 0 && info->si_pid != program)
 		kill(program, sig);
 }
 
-/* Ends as the program has. */
+/* Ends as the program has, but for a core file, which is the program's. */
 static int end_as(int status)
 {
+	struct rlimit none = { 0, 0 };
+
 	if (WIFSIGNALED(status)) {
+		setrlimit(RLIMIT_CORE, &none);
 		signal(WTERMSIG(status), SIG_DFL);
 		raise(WTERMSIG(status));
 		return 128 + WTERMSIG(status);
@@ -242,10 +298,10 @@ static int end_as(int status)
 	return WEXITSTATUS(status);
 }
 
-/* What comes from the terminal the program gets as well. */
 static int wait_for(int from_keeper, int failed, const char *name)
 {
-	struct sigaction pass = { .sa_handler = pass_on, .sa_flags = SA_RESTART };
+	static const int signals[] = { SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM };
+	struct sigaction pass = { .sa_sigaction = pass_on, .sa_flags = SA_RESTART | SA_SIGINFO };
 	struct progress p = { 0 };
 	int error;
 
@@ -254,10 +310,8 @@ static int wait_for(int from_keeper, int failed, const char *name)
 		return FAILED;
 	}
 	program = p.pid;
-	signal(SIGINT, SIG_IGN);
-	signal(SIGQUIT, SIG_IGN);
-	sigaction(SIGTERM, &pass, NULL);
-	sigaction(SIGHUP, &pass, NULL);
+	for (size_t i = 0; i < sizeof(signals) / sizeof(*signals); i++)
+		sigaction(signals[i], &pass, NULL);
 	if (read(failed, &error, sizeof(error)) == sizeof(error))
 		return bad_usage("%s: %s", name, strerror(error));
 	if (read(from_keeper, &p, sizeof(p)) != sizeof(p)) {
@@ -269,7 +323,7 @@ static int wait_for(int from_keeper, int failed, const char *name)
 
 static int run(char **argv, const char *path, const char *preload, unsigned int flags)
 {
-	int progress[2], failed[2], socket;
+	int progress[2], failed[2];
 	char token[RUN_TOKEN], name[64];
 	pid_t keeper;
 
@@ -277,15 +331,17 @@ static int run(char **argv, const char *path, const char *preload, unsigned int 
 		perror("memfdctl: run");
 		return FAILED;
 	}
-	snprintf(name, sizeof(name), "memfdctl-run-%d-%.8s", getpid(), token);
-	socket = keeper_start(name, token + 0, flags);
-	if (socket < 0) {
-		perror("memfdctl: run: socket");
-		return FAILED;
-	}
-	set_environment(preload, flags, name, token);
+	snprintf(name, sizeof(name), "memfdctl-run-%d-%ld", getpid(), (long)(now() * 1e6));
 	keeper = fork();
 	if (!keeper) {
+		/* Clients look who listens: it must not be memfdctl. */
+		int socket = keeper_start(name, token, flags);
+
+		if (socket < 0) {
+			perror("memfdctl: run: socket");
+			_exit(FAILED);
+		}
+		set_environment(preload, flags, name, token);
 		close(progress[0]);
 		close(failed[0]);
 		to_parent = progress[1];
@@ -293,7 +349,6 @@ static int run(char **argv, const char *path, const char *preload, unsigned int 
 	}
 	close(progress[1]);
 	close(failed[1]);
-	close(socket);
 	if (keeper < 0) {
 		perror("memfdctl: run");
 		return FAILED;

@@ -228,7 +228,7 @@ static int snapshot(struct copy *c, const char *path)
 		free(temporary);
 		return bad_usage("%s: %s", path, strerror(errno));
 	}
-	c->notify_fd = target_notify(&c->target);
+	c->notify_fd = target_notify(&c->target, true);
 	status = c->notify_fd < 0 ? FAILED : 0;
 	stop_on_signals();
 	start = now();

@@ -113,13 +113,25 @@ static int refused(const struct target *target, const char *what)
 /**
  * target_notify() - the event fd of a memfd
  * @target: The memfd.
+ * @waits: Whether writers are going to wait. Then the kernel, which writes there for
+ *	   read(2) and its kin, is to wait as well, and not to fail.
  *
  * Return: The fd, non-blocking; or -1, and the message is printed.
  */
-int target_notify(const struct target *target)
+int target_notify(const struct target *target, bool waits)
 {
-	int fd = memfd_notify(target->fd, MEMFD_NOTIFY_NONBLOCK);
+	int fd = -1;
 
+	if (waits) {
+		fd = memfd_notify(target->fd, MEMFD_NOTIFY_NONBLOCK | MEMFD_NOTIFY_KERNEL);
+		if (fd >= 0 || errno != EPERM)
+			waits = false;
+	}
+	if (fd < 0)
+		fd = memfd_notify(target->fd, MEMFD_NOTIFY_NONBLOCK);
+	if (fd >= 0 && waits)
+		fprintf(stderr, "memfdctl: %s: without CAP_SYS_PTRACE, reads of files into that memory "
+			"fail meanwhile (EFAULT)\n", target->name);
 	if (fd < 0)
 		refused(target, "event fd");
 	return fd;

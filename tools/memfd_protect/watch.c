@@ -95,7 +95,7 @@ static int parse_job(int argc, char **argv, struct job *job)
 
 static int begin(struct job *job, int mode)
 {
-	job->notify_fd = target_notify(&job->target);
+	job->notify_fd = target_notify(&job->target, mode == MEMFD_PROTECT_WAIT);
 	if (job->notify_fd < 0)
 		return FAILED;
 	stop_on_signals();
