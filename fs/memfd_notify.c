@@ -168,8 +168,9 @@ static int put_ranges(struct memfd_range __user *to,
 
 /*
  * One batch after the other, from scan->start on. Counts the ranges that user
- * space has in *@total, and their pages. A batch begins behind the page that follows the last range,
- * which was not in the log when the range was found: ranges stay apart.
+ * space has in *@total, and their pages. A batch begins behind the page that follows
+ * the last range, which was not in the log when the range was found: ranges stay
+ * apart.
  */
 static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 			struct memfd_span *spans, unsigned int size,

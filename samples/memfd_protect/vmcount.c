@@ -63,7 +63,7 @@ static void put_number(uint32_t number)
 
 /* Fills all memory first, so that there is something to be copied. */
 __attribute__((used))
-void count(const struct boot_info *info)
+void run_forever(const struct boot_info *info)
 {
 	uint32_t end = (info->mem_upper << 10) + (1u << 20);
 	uint32_t half = ((end - FIRST) / 2) & ~(PAGE - 1u), pages = half / PAGE;
@@ -101,7 +101,7 @@ __asm__(".globl _start\n"
 	"_start:\n"
 	"	mov $stack_end, %esp\n"
 	"	push %ebx\n"
-	"	call count\n"
+	"	call run_forever\n"
 	".bss\n"
 	"	.align 16\n"
 	"	.skip 16384\n"

@@ -47,6 +47,15 @@
 
 #define CHUNK	(64 * 4096UL)
 
+/* What is said to the monitor */
+#define IGNORE_SHARED \
+	"{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":" \
+	"[{\"capability\":\"x-ignore-shared\",\"state\":true}]}}"
+#define SAVE_TO \
+	"{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"unix:%s\"}}"
+#define LOAD_FROM \
+	"{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"exec:cat %.200s\"}}"
+
 static double now_ms(void)
 {
 	struct timespec ts;
@@ -107,8 +116,7 @@ static FILE *open_monitor(const char *path)
 	if (!qmp || !fgets(greeting, sizeof(greeting), qmp) || !strstr(greeting, "QMP"))
 		errx(2, "%s: this is no monitor of QEMU", path);
 	command(qmp, "{\"execute\":\"qmp_capabilities\"}");
-	command(qmp, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":["
-		"{\"capability\":\"x-ignore-shared\",\"state\":true}]}}");
+	command(qmp, IGNORE_SHARED);
 	return qmp;
 }
 
@@ -177,8 +185,7 @@ static void save_devices(FILE *qmp, struct receiver *r)
 {
 	char text[256];
 
-	snprintf(text, sizeof(text), "{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"unix:%s\"}}",
-		 r->path);
+	snprintf(text, sizeof(text), SAVE_TO, r->path);
 	command(qmp, text);
 	wait_for_migration(qmp);
 	pthread_join(r->thread, NULL);
@@ -277,7 +284,7 @@ static bool is_zero(const char *data, size_t len)
 }
 
 /* Copies pages that have not been, and leaves holes where they are zero. */
-static void copy(struct memory *m, size_t first, size_t nr)
+static void copy_pages(struct memory *m, size_t first, size_t nr)
 {
 	for (size_t page = first; page < first + nr; page++) {
 		const char *data = m->data + page * m->page;
@@ -296,13 +303,16 @@ static void answer(struct memory *m)
 	struct memfd_event event;
 
 	while (read(m->notify, &event, sizeof(event)) == sizeof(event)) {
-		struct memfd_resolve allow = { .cookie = event.cookie, .action = MEMFD_RESOLVE_ALLOW };
+		struct memfd_resolve allow = {
+			.cookie = event.cookie,
+			.action = MEMFD_RESOLVE_ALLOW,
+		};
 		size_t first = event.offset / m->page, nr = event.length / m->page;
 
 		if (!event.cookie)
 			continue;
 		m->on_demand += nr;
-		copy(m, first, nr);
+		copy_pages(m, first, nr);
 		if (ioctl(m->notify, MEMFD_NOTIFY_RESOLVE, &allow) && errno != ENOENT)
 			err(1, "MEMFD_NOTIFY_RESOLVE");
 	}
@@ -315,8 +325,9 @@ static void copy_all(struct memory *m, bool running)
 
 		if (running)
 			answer(m);
-		copy(m, at / m->page, len / m->page);
-		if (running && syscall(__NR_memfd_protect, m->fd, at, len, PROT_READ | PROT_WRITE, 0))
+		copy_pages(m, at / m->page, len / m->page);
+		if (running &&
+		    syscall(__NR_memfd_protect, m->fd, at, len, PROT_READ | PROT_WRITE, 0))
 			err(1, "memfd_protect");
 	}
 }
@@ -372,11 +383,11 @@ static void save(const char *monitor, const char *pid, const char *state, const 
 		pthread_join(thread, NULL);
 	close(m.notify);
 	end = now_ms();
-	printf("%4zu MiB: stood still for %7.1f ms: stop %.1f, devices %.1f (%zu kB), %s %.1f, cont %.1f;"
-	       " copied after %.1f ms, %zu pages on demand\n", m.size >> 20, went_on - start,
-	       stopped - start, saved - stopped, receiver.bytes / 1024,
-	       copy_stopped ? "copy" : "protect", protected - saved, went_on - protected,
-	       end - start, m.on_demand);
+	printf("%4zu MiB: stood still for %7.1f ms: ", m.size >> 20, went_on - start);
+	printf("stop %.1f, devices %.1f (%zu kB), %s %.1f, cont %.1f; ", stopped - start,
+	       saved - stopped, receiver.bytes / 1024, copy_stopped ? "copy" : "protect",
+	       protected - saved, went_on - protected);
+	printf("copied after %.1f ms, %zu pages on demand\n", end - start, m.on_demand);
 }
 
 static void resume(const char *monitor, const char *state)
@@ -384,8 +395,7 @@ static void resume(const char *monitor, const char *state)
 	FILE *qmp = open_monitor(monitor);
 	char text[512];
 
-	snprintf(text, sizeof(text), "{\"execute\":\"migrate-incoming\",\"arguments\":"
-		 "{\"uri\":\"exec:cat %.200s\"}}", state);
+	snprintf(text, sizeof(text), LOAD_FROM, state);
 	command(qmp, text);
 	wait_for_migration(qmp);
 	/* It may go on by itself. */

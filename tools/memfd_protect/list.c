@@ -308,7 +308,8 @@ static void print_entry(const struct entry *e)
 	describe_protection(e->figures, protection);
 	if (e->figures[TABLES] >= 0)
 		snprintf(tables, sizeof(tables), "%lld", e->figures[TABLES]);
-	printf("%-12s %-20s %8s %8s %5d %6s  %s\n", target_of(e, target), e->name, human_size(e->size, size),
+	printf("%-12s %-20s %8s %8s %5d %6s  %s\n", target_of(e, target), e->name,
+	       human_size(e->size, size),
 	       human_size(e->resident, resident), e->users, tables, protection);
 }
 

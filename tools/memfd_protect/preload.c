@@ -437,15 +437,20 @@ static bool cover(char *start, size_t size, int prot, int fd)
 {
 	size_t page = sysconf(_SC_PAGESIZE);
 
-	return !IS_ERROR(raw_mmap(start + page, size - page, prot, MAP_SHARED | MAP_FIXED, fd, page));
+	return !IS_ERROR(raw_mmap(start + page, size - page, prot, MAP_SHARED | MAP_FIXED, fd,
+				  page));
 }
 
 /* With the lock held; @fd is its memory. */
 static void *attach(int id, void *addr, int how, size_t size, int fd)
 {
-	int prot = PROT_READ | (how & SHM_RDONLY ? 0 : PROT_WRITE) | (how & SHM_EXEC ? PROT_EXEC : 0);
+	int prot = PROT_READ;
 	void *hint = MAP_FAILED, *start;
 
+	if (!(how & SHM_RDONLY))
+		prot |= PROT_WRITE;
+	if (how & SHM_EXEC)
+		prot |= PROT_EXEC;
 	/* An address at which it can share page tables */
 	if (!addr && !(how & SHM_REMAP)) {
 		hint = raw_mmap(NULL, size, prot, MAP_SHARED, fd, 0);

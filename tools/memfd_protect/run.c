@@ -104,8 +104,7 @@ static int check_program(const char *name, const char *path)
 	if (!stat(path, &st) && (((st.st_mode & S_ISUID) && st.st_uid != getuid()) ||
 				 ((st.st_mode & S_ISGID) && st.st_gid != getgid()) ||
 				 getxattr(path, "security.capability", NULL, 0) > 0))
-		return bad_usage("%s: it gets other rights when it is executed, and nothing can be "
-				 "preloaded", name);
+		return bad_usage("%s: nothing can be preloaded, it gets other rights", name);
 	f = fopen(path, "re");
 	/* It may be executable all the same. */
 	if (!f)
@@ -115,8 +114,8 @@ static int check_program(const char *name, const char *path)
 		if (header.e_ident[EI_CLASS] != ELFCLASS64)
 			status = bad_usage("%s: it is no 64-bit program", name);
 		else if (!has_interpreter(f, &header))
-			status = bad_usage("%s: it is statically linked, and nothing can be preloaded;"
-					   " see ptshare(7) for the mount option", name);
+			status = bad_usage("%s: statically linked, nothing can be preloaded: see ptshare(7)",
+					   name);
 	}
 	fclose(f);
 	return status;
@@ -300,7 +299,9 @@ static int end_as(int status)
 
 static int wait_for(int from_keeper, int failed, const char *name)
 {
-	static const int signals[] = { SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM };
+	static const int signals[] = {
+		SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM,
+	};
 	struct sigaction pass = { .sa_sigaction = pass_on, .sa_flags = SA_RESTART | SA_SIGINFO };
 	struct progress p = { 0 };
 	int error;
@@ -321,7 +322,7 @@ static int wait_for(int from_keeper, int failed, const char *name)
 	return end_as(p.status);
 }
 
-static int run(char **argv, const char *path, const char *preload, unsigned int flags)
+static int start(char **argv, const char *path, const char *preload, unsigned int flags)
 {
 	int progress[2], failed[2];
 	char token[RUN_TOKEN], name[64];
@@ -396,5 +397,5 @@ int cmd_run(int argc, char **argv)
 		return FAILED;
 	}
 	status = check_kernel(flags);
-	return status ? status : run(argv, path, preload, flags);
+	return status ? status : start(argv, path, preload, flags);
 }

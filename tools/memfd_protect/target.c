@@ -130,8 +130,8 @@ int target_notify(const struct target *target, bool waits)
 	if (fd < 0)
 		fd = memfd_notify(target->fd, MEMFD_NOTIFY_NONBLOCK);
 	if (fd >= 0 && waits)
-		fprintf(stderr, "memfdctl: %s: without CAP_SYS_PTRACE, reads of files into that memory "
-			"fail meanwhile (EFAULT)\n", target->name);
+		fprintf(stderr, "memfdctl: %s: without CAP_SYS_PTRACE, read(2) into it will fail\n",
+			target->name);
 	if (fd < 0)
 		refused(target, "event fd");
 	return fd;
