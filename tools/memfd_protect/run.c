@@ -114,8 +114,7 @@ static int check_program(const char *name, const char *path)
 		if (header.e_ident[EI_CLASS] != ELFCLASS64)
 			status = bad_usage("%s: it is no 64-bit program", name);
 		else if (!has_interpreter(f, &header))
-			status = bad_usage("%s: statically linked, nothing can be preloaded: see ptshare(7)",
-					   name);
+			status = bad_usage("%s: statically linked, see ptshare(7)", name);
 	}
 	fclose(f);
 	return status;

@@ -871,11 +871,28 @@ TEST_F(file, dirty_after_efault)
 
 /* Part 5: answers to writers that signals call away */
 
-static volatile int ticks;
+/* How often the writer was called away; the handler sees it, too. */
+static volatile int *ticks;
 
 static void tick(int sig)
 {
-	ticks++;
+	++*ticks;
+}
+
+__attribute__((constructor)) static void make_ticks(void)
+{
+	ticks = mmap(NULL, sizeof(*ticks), PROT_READ | PROT_WRITE,
+		     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (ticks == MAP_FAILED)
+		exit(KSFT_FAIL);
+}
+
+/* Until the writer has been called away three times, on a busy machine as well */
+static bool three_ticks(void)
+{
+	for (int i = 0; i < 1000 && *ticks < 3; i++)
+		sleep_ms(10);
+	return *ticks >= 3;
 }
 
 static long store_with_timer(void *arg)
@@ -888,7 +905,7 @@ static long store_with_timer(void *arg)
 	*(volatile char *)arg = NEW_BYTE;
 	memset(&often, 0, sizeof(often));
 	setitimer(ITIMER_REAL, &often, NULL);
-	return ticks;
+	return *ticks;
 }
 
 /* A handler that needs ten times as long as its writer stays */
@@ -898,12 +915,14 @@ static void slow_handler(struct __test_metadata *_metadata,
 	struct memfd_event ev;
 	struct writer w;
 
+	*ticks = 0;
 	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
 	ASSERT_TRUE(writer_start(&w, self->nfd, store_with_timer,
 				 self->map + 5 * self->page));
 	/* An event that is withdrawn before it is read is no event */
 	ASSERT_TRUE(read_event(self->nfd, &ev));
 	sleep_ms(50);
+	EXPECT_TRUE(three_ticks());
 	EXPECT_EQ(0, resolve(self->nfd, ev.cookie, action));
 	EXPECT_EQ(-ENOENT, resolve(self->nfd, ev.cookie, action));
 	EXPECT_TRUE(writer_finishes(&w));
@@ -1343,7 +1362,7 @@ static unsigned long stores_beside(struct __test_metadata *_metadata, int fd,
 	for (size_t i = 0; i < nr; i += 2)
 		map[i * page_size()] = 1;
 	EXPECT_TRUE(crowd_runs(&crowd));
-	end = now_ns() + 3000000000ULL;
+	end = now_ns() + 1000000000ULL;
 	/* Fragments come and go, window by window, and their number stays */
 	for (size_t i = 0; now_ns() < end; i = (i + 64) % nr) {
 		struct memfd_range range;
@@ -1364,7 +1383,7 @@ static unsigned long stores_beside(struct __test_metadata *_metadata, int fd,
 TEST(fdinfo_beside_writers)
 {
 	const size_t nr = 1 << 17;
-	unsigned long with, without;
+	unsigned long with = 0, without = 0;
 	int fd = sys_memfd_create(MFD_ALLOW_PROTECT), nfd;
 	char *map;
 
@@ -1375,8 +1394,15 @@ TEST(fdinfo_beside_writers)
 	ASSERT_NE(MAP_FAILED, map);
 	nfd = sys_memfd_notify(fd, 0);
 	ASSERT_LE(0, nfd);
-	without = stores_beside(_metadata, fd, map, nr, nfd, burn);
-	with = stores_beside(_metadata, fd, map, nr, nfd, read_fdinfo);
+	/* The best of some of each, by turns: whoever else runs is not to decide it. */
+	for (int i = 0; i < 4; i++) {
+		unsigned long stores;
+
+		stores = stores_beside(_metadata, fd, map, nr, nfd, burn);
+		without = stores > without ? stores : without;
+		stores = stores_beside(_metadata, fd, map, nr, nfd, read_fdinfo);
+		with = stores > with ? stores : with;
+	}
 	TH_LOG("stores beside a busy process %lu, a reader of fdinfo %lu",
 	       without, with);
 	EXPECT_LT(without * 7 / 10, with);

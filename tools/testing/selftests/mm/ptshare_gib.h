@@ -70,6 +70,18 @@ static inline long peer_faults(void *data)
 	return after.ru_minflt - before.ru_minflt;
 }
 
+/* The same in a process that has no links yet */
+static inline long peer_faults_of_child(void *data)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(peer_faults(data));
+	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) ?
+	       WEXITSTATUS(status) : -1;
+}
+
 /* Memory that a file has */
 static inline long long file_kb(int fd)
 {

@@ -93,10 +93,18 @@ TEST_F(gibs, cost_of_a_reader)
 	long long before = table_kb(self->peer.pid);
 	struct ptshare_counts counts = ptshare_counts();
 
-	/* And one, maybe, that the peer has of its own */
-	EXPECT_GE(NR_GIBS + 1, peer_call(&self->peer, peer_faults));
+	long faults = peer_call(&self->peer, peer_faults);
+
 	EXPECT_EQ(NR_GIBS, ptshare_counts().link - counts.link);
 	EXPECT_GE(TABLES_KB, table_kb(self->peer.pid) - before);
+	/* Pages may have been on their way to other places: not every time. */
+	for (int i = 0; i < 3 && faults > NR_GIBS + 1; i++) {
+		TH_LOG("%ld faults", faults);
+		faults = peer_call(&self->peer, peer_faults_of_child);
+	}
+	/* And one, maybe, that the peer has of its own */
+	EXPECT_LE(NR_GIBS, faults);
+	EXPECT_GE(NR_GIBS + 1, faults);
 	EXPECT_ALL_RIGHT(self);
 }
 
