@@ -215,14 +215,11 @@ TEST_F(tables, part_lifted)
 	EXPECT_LEVELS(self, TABLES, 1);
 }
 
-/* Pages that are not protected stay writable, without another fault */
-TEST_F(tables, no_more_faults)
+static long faults_of_stores(FIXTURE_DATA(tables) *self)
 {
 	size_t page = page_of(THE_TABLE);
 	struct rusage before, after;
 
-	ASSERT_EQ(0, protect_pages(self->fd, ALL, MEMFD_PROTECT_DENY));
-	ASSERT_EQ(0, unprotect_pages(self->fd, ALL));
 	store64(address(self->map, page), 1);
 	getrusage(RUSAGE_SELF, &before);
 	for (int i = 0; i < 1000; i++) {
@@ -230,7 +227,23 @@ TEST_F(tables, no_more_faults)
 		store64(address(self->map, NEXT), i);
 	}
 	getrusage(RUSAGE_SELF, &after);
-	EXPECT_EQ(0, after.ru_minflt - before.ru_minflt);
+	return after.ru_minflt - before.ru_minflt;
+}
+
+/*
+ * Pages that are not protected stay writable, without another fault. The kernel may cause
+ * some of its own, anywhere in the process: NUMA hinting, pages that it moves.
+ */
+TEST_F(tables, no_more_faults)
+{
+	long faults = 1;
+
+	for (int i = 0; i < 5 && faults; i++) {
+		ASSERT_EQ(0, protect_pages(self->fd, ALL, MEMFD_PROTECT_DENY));
+		ASSERT_EQ(0, unprotect_pages(self->fd, ALL));
+		faults = faults_of_stores(self);
+	}
+	EXPECT_EQ(0, faults);
 }
 
 /* A mapping that links table by table: its entries in PMD tables know nothing of it */
