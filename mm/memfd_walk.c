@@ -115,11 +115,21 @@ static inline unsigned long walk_next(struct memfd_walk *walk,
 	return walk_next_span(walk, addr, end);
 }
 
-/* There is no table. What has been in one may not have been flushed yet. */
+/*
+ * There is no table. What has been in one may not have been flushed yet. If reclaim took
+ * the last entries, who freed the table has not flushed them.
+ */
 static void walk_no_table(struct memfd_walk *walk, pmd_t *pmd)
 {
-	if (IS_ENABLED(CONFIG_PT_RECLAIM))
-		spin_unlock(pmd_lock(walk->vma->vm_mm, pmd));
+	struct mm_struct *mm = walk->vma->vm_mm;
+	spinlock_t *ptl; /* of the PMD table */
+
+	if (!IS_ENABLED(CONFIG_PT_RECLAIM))
+		return;
+	ptl = pmd_lock(mm, pmd);
+	if (memfd_hook(BATCHED_FLUSH))
+		flush_tlb_batched_pending(mm);
+	spin_unlock(ptl);
 }
 
 /* What was writable is from *@first to before *@behind then. */

@@ -266,7 +266,7 @@ static bool tables_empty(struct mm_struct *mm, unsigned long start,
  * Markers of userfaultfd and of guard regions are entries that must not be lost.
  * Entries that somebody else has cleared are flushed if they could still be stored
  * through, since whoever finds the host in their place does not know of them: reclaim's
- * by table_empty(), those of MADV_DONTNEED (in 7.3 it needs the VMA lock only) under the
+ * here and by table_empty(), those of MADV_DONTNEED (in 7.3 it needs the VMA lock only) under the
  * page table lock, because they are dirty. Through a clean one its process may read the
  * old page until MADV_DONTNEED flushes, which holds the page, as on any file.
  *
@@ -278,6 +278,8 @@ bool ptshare_drop_entries(struct vm_area_struct *vma, unsigned long start,
 {
 	struct zap_details details = { MEMFD_ZAP_KEEP_POISON };
 
+	/* Of tables that are gone (PT_RECLAIM). */
+	flush_tlb_batched_pending(vma->vm_mm);
 	if (tables_empty(vma->vm_mm, start, end))
 		return true;
 	memfd_zap_range(vma, start, end - start, &details);
