@@ -3,7 +3,7 @@
 # What to type: `make help`.  The work is done by scripts/, each of which has a
 # usage text.  Parameters: KVER=7.3 for that kernel instead of 6.12;
 # KSRC=/path/to/linux-6.12.y instead of Debian's source; ARGS="..." for the script of
-# demo, check, check-debug, check-distro, check-configs, bench, lint.
+# demo, check, check-debug, check-distro, check-configs, bench, models, lint.
 
 MAKEFLAGS += --no-print-directory
 PREFIX ?= /usr/local
@@ -41,6 +41,9 @@ check-configs: kernel-vanilla programs	## build and test the kernels that have a
 
 bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/
 	@scripts/bench $(ARGS)
+
+models: setup		## verify the models of locks and orders with spin (ARGS=walk for one)
+	@scripts/models $(ARGS)
 
 shell: kernel programs	## a shell in the guest (Ctrl-A x ends the machine)
 	@scripts/guest --timeout 0 -- bash
@@ -93,5 +96,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs bench shell gdb \
+.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs bench models shell gdb \
 	kernel kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean
