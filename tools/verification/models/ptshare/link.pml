@@ -42,16 +42,16 @@
 
 #include "../memfd_protect/sync.pmh"
 
-rwsem i_mmap, guest_lock;		/* mmap lock and VMA lock in one */
+rwsem i_mmap, guest_lock;	/* mmap lock and VMA lock in one */
 bool table_lock;
 bool table;			/* there is one */
 bool entry;			/* it maps the page */
 bool page;			/* which has not been freed */
 bool in_tree = true;
 bool runs = true;		/* mm_users */
-byte counted;		/* mm->ptshare_links */
-bool link;		/* the PMD entry of the guest */
-bool upper;		/* it is in the paging-structure cache */
+byte counted;			/* mm->ptshare_links */
+bool link;			/* the PMD entry of the guest */
+bool upper;			/* it is in the paging-structure cache */
 bool tlb;
 bool irqs_off;
 bool F = true, T = true;

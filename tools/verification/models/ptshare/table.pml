@@ -43,9 +43,9 @@
 #include "../memfd_protect/sync.pmh"
 
 bool table_lock;
-bool protected;		/* the modes */
+bool protected;			/* the modes */
 bool promised;
-bool writable;		/* the entries */
+bool writable;			/* the entries */
 bool host_write = true;		/* the write bit of the host's PMD entry */
 bool link;			/* the PMD entry of the other process */
 byte links;			/* as counted */
