@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the benchmarks share: the clock, statistics, and what every table says of
- * the machine that it was measured on.
+ * What the benchmarks share: the clock, statistics, and how they report: as rows,
+ * from which the tables, the plots and the figures in documents are made.
  *
  * They are meant for a guest that counts instructions (scripts/guest --icount):
  * its clock goes on by 2 ns with each instruction, of whatever processor. Then
@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/memfd.h>
+#include <math.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -34,30 +35,20 @@
 #define __NR_memfd_protect	548
 #define __NR_memfd_notify	549
 #endif
+#ifndef MFD_SHARE_PGTABLES
+#define MFD_SHARE_PGTABLES	0x00200000U
+#endif
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL		0x0008U
 #endif
 
 #define PAGE		4096UL
+#define MIB		(1UL << 20)
+#define GIB		(1UL << 30)
+#define TABLE		(2 * MIB)	/* what a page table maps */
 #define MAX_ROUNDS	101
+#define MAX_ROWS	160
 
-/* The table goes to standard output and to the file of results */
-static FILE *results;
-
-__attribute__((format(printf, 1, 2)))
-static inline void say(const char *fmt, ...)
-{
-	va_list args;
-
-	va_start(args, fmt);
-	vprintf(fmt, args);
-	va_end(args);
-	if (!results)
-		return;
-	va_start(args, fmt);
-	vfprintf(results, fmt, args);
-	va_end(args);
-}
 
 static inline uint64_t now_ns(void)
 {
@@ -186,18 +177,6 @@ static inline double highest(struct series *s)
 	return s->nr ? s->value[s->nr - 1] : 0;
 }
 
-/* Whether a figure was above its goal */
-static bool missed;
-
-/* How a figure compares with what it was to be at most; 0: no goal */
-static inline void say_goal(double figure, double goal)
-{
-	if (!goal)
-		return;
-	say(" %8.2f  %s", goal, figure <= goal ? "met" : "missed");
-	missed |= figure > goal;
-}
-
 /* How long an instruction takes, from a loop of two million of them */
 static inline double ns_per_instruction(void)
 {
@@ -212,59 +191,225 @@ static inline double ns_per_instruction(void)
 	return median(&s);
 }
 
-static inline void say_config(const char *option)
-{
-	char command[128], line[128] = "";
-	FILE *f;
+/*
+ * Rows. Each is a figure of ours, beside that of somebody else if there is one; both
+ * are the median of their rounds.
+ */
 
-	snprintf(command, sizeof(command),
-		 "zgrep -h '^CONFIG_%s[ =]' /proc/config.gz 2>/dev/null", option);
-	f = popen(command, "r");
-	if (f && fgets(line, sizeof(line), f))
-		say(" %.*s", (int)strcspn(line, "\n") - 7, line + 7);
-	if (f)
-		pclose(f);
+/* What is compared with the goal */
+enum rule { NO_GOAL, RATIO_AT_MOST, RATIO_AT_LEAST, OURS_AT_MOST, OURS_AT_LEAST, LIMIT_AT_MOST };
+
+static const char * const rule_names[] = {
+	[RATIO_AT_MOST] = "ratio <= goal",
+	[RATIO_AT_LEAST] = "ratio >= goal",
+	[OURS_AT_MOST] = "ours <= goal",
+	[OURS_AT_LEAST] = "ours >= goal",
+	[LIMIT_AT_MOST] = "ours / limit <= goal",
+};
+
+struct row {
+	char what[96];		/* the case */
+	char variant[64];
+	long n;			/* processes, or what else there are many of */
+	const char *unit;
+	const char *against;	/* whose figure "theirs" is, or NULL */
+	struct series *ours;	/* own, or that of another row */
+	struct series own;
+	struct series theirs;
+	double limit;		/* what ours can be at least, or 0 */
+	double goal;
+	enum rule rule;
+};
+
+static struct row rows[MAX_ROWS];
+static unsigned int nr_rows;
+static bool quick;		/* a tenth of the work will do */
+
+__attribute__((format(printf, 5, 6)))
+static inline struct row *row(const char *variant, long n, const char *unit,
+			      const char *against, const char *what, ...)
+{
+	struct row *r = &rows[nr_rows++];
+	va_list args;
+
+	if (nr_rows > MAX_ROWS)
+		errx(1, "more than %d rows", MAX_ROWS);
+	va_start(args, what);
+	vsnprintf(r->what, sizeof(r->what), what, args);
+	va_end(args);
+	snprintf(r->variant, sizeof(r->variant), "%s", variant);
+	r->n = n;
+	r->unit = unit;
+	r->against = against;
+	r->ours = &r->own;
+	return r;
 }
+
+/* The same figure of ours beside that of another one */
+static inline struct row *beside(struct row *first, const char *against)
+{
+	struct row *r = row(first->variant, first->n, first->unit, against,
+			    "%s", first->what);
+
+	r->ours = first->ours;
+	return r;
+}
+
+static inline struct row *with_goal(struct row *r, enum rule rule, double goal)
+{
+	r->rule = rule;
+	r->goal = goal;
+	return r;
+}
+
+static inline struct row *with_limit(struct row *r, double limit)
+{
+	r->limit = limit;
+	return r;
+}
+
+static inline double ratio(struct row *r)
+{
+	double theirs = median(&r->theirs);
+
+	return theirs ? median(r->ours) / theirs : NAN;
+}
+
+static inline bool is_met(struct row *r)
+{
+	switch (r->rule) {
+	case RATIO_AT_MOST:
+		return ratio(r) <= r->goal;
+	case RATIO_AT_LEAST:
+		return ratio(r) >= r->goal;
+	case OURS_AT_MOST:
+		return median(r->ours) <= r->goal;
+	case OURS_AT_LEAST:
+		return median(r->ours) >= r->goal;
+	case LIMIT_AT_MOST:
+		return median(r->ours) <= r->goal * r->limit;
+	case NO_GOAL:
+		break;
+	}
+	return true;
+}
+
+/* Where the rows go: bench/results.py makes the table of it */
+static FILE *results;
+static const char *program;
 
 static inline void open_results(int argc, char **argv)
 {
 	const char *path = NULL;
 	int option;
 
-	while ((option = getopt(argc, argv, "o:")) != -1) {
-		if (option != 'o')
-			errx(2, "usage: %s [-o FILE]", argv[0]);
-		path = optarg;
+	program = strrchr(argv[0], '/');
+	program = program ? program + 1 : argv[0];
+	while ((option = getopt(argc, argv, "qo:")) != -1) {
+		if (option == 'q')
+			quick = true;
+		else if (option == 'o')
+			path = optarg;
+		else
+			errx(2, "usage: %s [-q] [-o FILE]", program);
 	}
-	results = path ? fopen(path, "w") : NULL;
-	if (path && !results)
+	results = path ? fopen(path, "w") : stdout;
+	if (!results)
 		err(1, "%s", path);
 }
 
-static inline void say_machine(const char *what, const char *reproduce)
+static inline void put_number(const char *name, bool known, double value)
+{
+	if (known)
+		fprintf(results, "\"%s\": %.6g, ", name, value);
+	else
+		fprintf(results, "\"%s\": null, ", name);
+}
+
+static inline void put_range(const char *name, struct series *s)
+{
+	if (s->nr)
+		fprintf(results, ", \"%s\": [%.6g, %.6g]", name, lowest(s),
+			highest(s));
+}
+
+static inline void put_row(struct row *r, bool last)
+{
+	bool both = r->ours->nr && r->theirs.nr && median(&r->theirs);
+
+	fprintf(results, "{\"case\": \"%s\", \"variant\": \"%s\", \"n\": %ld, \"unit\": \"%s\", ",
+		r->what, r->variant, r->n, r->unit);
+	put_number("ours", r->ours->nr, median(r->ours));
+	put_number("theirs", r->theirs.nr, median(&r->theirs));
+	put_number("ratio", both, ratio(r));
+	put_number("limit", r->limit, r->limit);
+	put_number("goal", r->rule, r->goal);
+	fprintf(results, "\"met\": %s",
+		!r->rule ? "null" : is_met(r) ? "true" : "false");
+	if (r->rule)
+		fprintf(results, ", \"rule\": \"%s\"", rule_names[r->rule]);
+	if (r->against)
+		fprintf(results, ", \"against\": \"%s\"", r->against);
+	put_range("ours_range", r->ours);
+	put_range("theirs_range", &r->theirs);
+	fprintf(results, "}%s\n", last ? "" : ",");
+}
+
+static inline void put_config(void)
 {
 	static const char * const options[] = {
 		"MEMFD_PROTECT", "MEMFD_PROTECT_DEBUG", "PTSHARE", "PTSHARE_DEBUG",
 		"DEBUG_VM", "HZ", "PREEMPT_VOLUNTARY", "MEM_SOFT_DIRTY",
 	};
+	const char *comma = "";
+
+	fprintf(results, " \"config\": [");
+	for (unsigned int i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
+		char command[128], line[128] = "";
+		FILE *f;
+
+		snprintf(command, sizeof(command),
+			 "zgrep -h '^CONFIG_%s=' /proc/config.gz 2>/dev/null",
+			 options[i]);
+		f = popen(command, "r");
+		if (f && fgets(line, sizeof(line), f)) {
+			fprintf(results, "%s\"%.*s\"", comma,
+				(int)strcspn(line, "\n") - 7, line + 7);
+			comma = ", ";
+		}
+		if (f)
+			pclose(f);
+	}
+	fprintf(results, "],\n");
+}
+
+/*
+ * All rows, and what they were measured on. Returns the exit status: whether a goal
+ * was missed. A tenth of the work shows that it runs, not how fast: no goal is.
+ */
+static inline int report(const char *title, const char *about)
+{
 	double ns = ns_per_instruction();
+	bool missed = false;
 	struct utsname u;
 
 	uname(&u);
-	say("%s\n", what);
-	say("kernel      %s %s\n", u.release, u.version);
-	say("config     ");
-	for (unsigned int i = 0; i < sizeof(options) / sizeof(options[0]); i++)
-		say_config(options[i]);
-	say("\nguest       %ld MiB, %ld CPUs\n",
-	    sysconf(_SC_PHYS_PAGES) * (sysconf(_SC_PAGESIZE) >> 10) >> 10,
-	    sysconf(_SC_NPROCESSORS_ONLN));
-	if (ns > 1.98 && ns < 2.02)
-		say("clock       virtual: 2 ns for each instruction that is executed\n");
-	else
-		say("clock       real, %.2f ns an instruction: compare ratios at most\n",
-		    ns);
-	say("reproduce   %s\n\n", reproduce);
+	fprintf(results, "{\"title\": \"%s\",\n \"about\": \"%s\",\n", title, about);
+	fprintf(results, " \"name\": \"%s\", \"kernel\": \"%s %s\",\n", program,
+		u.release, u.version);
+	put_config();
+	fprintf(results, " \"memory_mib\": %ld, \"cpus\": %ld, \"quick\": %s,\n",
+		sysconf(_SC_PHYS_PAGES) * (sysconf(_SC_PAGESIZE) >> 10) >> 10,
+		sysconf(_SC_NPROCESSORS_ONLN), quick ? "true" : "false");
+	fprintf(results, " \"ns_per_instruction\": %.3g,\n \"rows\": [\n", ns);
+	for (unsigned int i = 0; i < nr_rows; i++) {
+		put_row(&rows[i], i == nr_rows - 1);
+		missed |= !is_met(&rows[i]);
+	}
+	fprintf(results, "]}\n");
+	if (fflush(results))
+		err(1, "cannot write the results");
+	return missed && !quick;
 }
 
 #endif /* BENCH_H */

@@ -1,0 +1,189 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Results of benchmarks: bench/results/NAME.json, and tables of them.
+
+Usage: bench/results.py finish RAW NAME=VALUE...   what a benchmark wrote, with more in its header
+       bench/results.py beside OURS THEIRS         a run on our kernel, and the same on another
+       bench/results.py table FILE                 the table for people
+       bench/results.py compare FILE FILE          rows that differ by more than 1 %
+       bench/results.py missed FILE                exit status 1 if a goal was missed
+"""
+import json
+import os
+import sys
+
+DIRECTORY = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'results')
+FIELDS = ('case', 'variant', 'n', 'unit', 'ours', 'theirs', 'ratio', 'limit', 'goal', 'met')
+
+
+def load(path):
+    with open(path) as f:
+        result = json.load(f)
+    for row in result['rows']:
+        missing = [field for field in FIELDS if field not in row]
+        if missing:
+            raise SystemExit(f'{path}: a row without {", ".join(missing)}: {row}')
+    return result
+
+
+def named(name):
+    return load(os.path.join(DIRECTORY, name + '.json'))
+
+
+def key(row):
+    return row['case'], row['variant'], row['n'], row['unit'], row.get('against')
+
+
+def is_met(row):
+    """What the goal says of the figures; None without a goal"""
+    left, *divisor, relation, _ = row['rule'].replace(' / limit', ' /limit').split() if row.get('rule') else [None] * 3
+    if left is None:
+        return None
+    value = row[left]
+    if divisor and value is not None:
+        value /= row['limit']
+    if value is None:
+        return False
+    return value <= row['goal'] if relation == '<=' else value >= row['goal']
+
+
+def check(result):
+    """Goals, ratios and figures of a file fit each other"""
+    wrong = []
+    for row in result['rows']:
+        if is_met(row) != row['met']:
+            wrong.append(f'{key(row)}: met is {row["met"]}')
+        if row['ratio'] is not None and abs(row['ours'] / row['theirs'] / row['ratio'] - 1) > 1e-3:
+            wrong.append(f'{key(row)}: ratio is {row["ratio"]}')
+    if len({key(row) for row in result['rows']}) != len(result['rows']):
+        wrong.append('two rows have the same case, variant, n, unit and competitor')
+    return wrong
+
+
+def dump(result):
+    """One row a line, so that a diff shows which changed"""
+    head = {name: value for name, value in result.items() if name != 'rows'}
+    lines = ',\n'.join(json.dumps(row) for row in result['rows'])
+    return json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n' + lines + '\n]}\n'
+
+
+def number(value):
+    if value is None:
+        return ''
+    size = abs(value)
+    if value == int(value) or size >= 1000:
+        return f'{value:.0f}'
+    return f'{value:.{1 if size >= 100 else 2 if size >= 10 else 3}f}'
+
+
+def with_range(value, limits):
+    text = number(value)
+    if limits and limits[0] != limits[1]:
+        text += f' ({number(limits[0])} to {number(limits[1])})'
+    return text
+
+
+def goal(row):
+    if row['met'] is None:
+        return ''
+    left, relation, _ = row['rule'].rsplit(' ', 2)
+    sign = {'<=': '<=', '>=': '>='}[relation]
+    return f'{left} {sign} {number(row["goal"])}  {"met" if row["met"] else "MISSED"}'
+
+
+def header(result):
+    ns = result['ns_per_instruction']
+    clock = 'virtual: 2 ns for each instruction that is executed'
+    if result['icount_shift'] == 'none':
+        clock = f'real, {ns} ns an instruction; not repeatable: compare ratios at most'
+    lines = [result['title'],
+             f'kernel      {result["kernel"]}',
+             f'config      {" ".join(result["config"])}']
+    if 'their_kernel' in result:
+        lines += [f'theirs      {result["their_kernel"]}',
+                  f'            {" ".join(result["their_config"])}']
+    lines += [f'guest       {result["memory_mib"]} MiB, {result["cpus"]} CPUs',
+              f'clock       {clock}',
+              f'reproduce   {result["command"]}',
+              f'run         {result["date"]}, {result["commit"]}']
+    if result['quick']:
+        lines.append('            a tenth of the work: goals are not for it')
+    return '\n'.join(lines) + '\n\n' + result['about'] + '\n'
+
+
+def table(result):
+    titles = ('case', 'variant', 'n', 'unit', 'ours', 'theirs', 'whose', 'ratio', 'limit', 'goal')
+    cells = [titles]
+    for row in result['rows']:
+        ratio = '' if row['ratio'] is None else f'{row["ratio"]:.4f}' if row['ratio'] < 0.1 else f'{row["ratio"]:.3f}'
+        cells.append((row['case'], row['variant'], str(row['n']), row['unit'],
+                      with_range(row['ours'], row.get('ours_range')),
+                      with_range(row['theirs'], row.get('theirs_range')),
+                      row.get('against') or '', ratio, number(row['limit']), goal(row)))
+    used = [i for i in range(len(titles)) if any(line[i] for line in cells[1:])]
+    width = {i: max(len(line[i]) for line in cells) for i in used}
+    left = {0, 1, 3, 6, 9}
+    text = header(result) + 'Median of the rounds (lowest to highest).\n\n'
+    for line in cells:
+        text += '  '.join(line[i].ljust(width[i]) if i in left else line[i].rjust(width[i])
+                          for i in used).rstrip() + '\n'
+    return text
+
+
+def beside(ours, theirs):
+    """Rows of one run, with those of the other as what they are compared with"""
+    other = {key(row): row for row in theirs['rows']}
+    for row in ours['rows']:
+        their = other[key(row)]
+        row['theirs'] = their['ours']
+        row['theirs_range'] = their.get('ours_range')
+        row['ratio'] = float(f'{row["ours"] / row["theirs"]:.6g}') if row['theirs'] else None
+        row['met'] = is_met(row)
+    ours['their_kernel'] = theirs['kernel']
+    ours['their_config'] = theirs['config']
+    return ours
+
+
+def compare(a, b):
+    """The rows of two runs that differ by more than 1 %"""
+    other = {key(row): row for row in b['rows']}
+    for row in a['rows']:
+        if key(row) not in other:
+            yield f'{key(row)}: in one only'
+            continue
+        for field in ('ours', 'theirs'):
+            x, y = row[field], other[key(row)][field]
+            if (x is None) != (y is None) or x is not None and abs(x - y) > 0.01 * max(abs(x), abs(y)):
+                yield f'{key(row)}: {field} {number(x)} and {number(y)}'
+
+
+def main(command, *arguments):
+    if command == 'finish':
+        result = load(arguments[0])
+        rows = result.pop('rows')
+        result.update(argument.split('=', 1) for argument in arguments[1:])
+        result['rows'] = rows
+        print(dump(result), end='')
+    elif command == 'beside':
+        print(dump(beside(load(arguments[0]), load(arguments[1]))), end='')
+    elif command == 'table':
+        print(table(load(arguments[0])), end='')
+    elif command == 'compare':
+        lines = list(compare(load(arguments[0]), load(arguments[1])))
+        print('\n'.join(lines) or 'equal to 1 %')
+        return 1 if lines else 0
+    elif command == 'missed':
+        rows = [row for row in load(arguments[0])['rows'] if row['met'] is False]
+        return 1 if rows else 0
+    return 0
+
+
+if __name__ == '__main__':
+    COUNT = {'finish': range(2, 20), 'beside': [3], 'table': [2], 'compare': [3], 'missed': [2]}
+    if len(sys.argv) == 2 and sys.argv[1] in ('-h', '--help'):
+        print(__doc__.rstrip())
+        sys.exit(0)
+    if len(sys.argv) < 2 or len(sys.argv) - 1 not in COUNT.get(sys.argv[1], []):
+        print('results.py: wrong arguments; see --help', file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main(*sys.argv[1:]))
