@@ -53,7 +53,8 @@ def check(result):
     for row in result['rows']:
         if is_met(row) != row['met']:
             wrong.append(f'{key(row)}: met is {row["met"]}')
-        if row['ratio'] is not None and abs(row['ours'] / row['theirs'] / row['ratio'] - 1) > 1e-3:
+        ratio = row['ours'] / row['theirs'] if row['ours'] is not None and row['theirs'] else None
+        if (ratio is None) != (row['ratio'] is None) or abs((ratio or 0) - (row['ratio'] or 0)) > 1e-3 * (ratio or 0):
             wrong.append(f'{key(row)}: ratio is {row["ratio"]}')
     if len({key(row) for row in result['rows']}) != len(result['rows']):
         wrong.append('two rows have the same case, variant, n, unit and competitor')
