@@ -41,7 +41,7 @@ static void spin(void)
 	/* The child maps it too; the parent is free to answer */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	while (!*stop)
-		;
+		asm volatile("pause");
 	_exit(0);
 }
 
@@ -218,11 +218,13 @@ static struct row *rows_of(const char *variant, const char *unit)
 int main(int argc, char **argv)
 {
 	unsigned int others = sysconf(_SC_NPROCESSORS_ONLN) - 1;
-	static const char * const names[] = { "all asleep", "one runs on each other processor" };
+	static const char * const names[] = { "all asleep", "one runs on the other processor" };
 
 	open_results(argc, argv);
 	run_on(0);
-	stop = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	/* There before the cgroup is, and not charged to it */
+	stop = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (stop == MAP_FAILED)
 		err(1, "mmap");
 	write_text("/sys/fs/cgroup/cgroup.subtree_control", "+memory");

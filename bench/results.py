@@ -4,6 +4,7 @@
 
 Usage: bench/results.py finish RAW NAME=VALUE...   what a benchmark wrote, with more in its header
        bench/results.py beside OURS THEIRS         a run on our kernel, and the same on another
+       bench/results.py text FILE OURS THEIRS      one more row: text, by the System.map of two kernels
        bench/results.py table FILE                 the table for people
        bench/results.py compare FILE FILE          rows that differ by more than 1 %
        bench/results.py missed FILE                exit status 1 if a goal was missed
@@ -145,6 +146,24 @@ def beside(ours, theirs):
     return ours
 
 
+def text_bytes(path):
+    """Of the kernel with that System.map"""
+    with open(path) as f:
+        address = {name: int(value, 16) for value, _, name in map(str.split, f)}
+    return address['_etext'] - address['_stext']
+
+
+def with_text(result, ours, theirs):
+    """Text is what the kernel has more of all the time, used or not"""
+    ours, theirs = text_bytes(ours), text_bytes(theirs)
+    row = {'case': 'text of the kernel', 'variant': '', 'n': 1, 'unit': 'bytes', 'ours': ours, 'theirs': theirs,
+           'ratio': float(f'{ours / theirs:.6g}'), 'limit': None, 'goal': 1.005, 'met': None,
+           'rule': 'ratio <= goal', 'against': 'vanilla'}
+    row['met'] = is_met(row)
+    result['rows'].append(row)
+    return result
+
+
 def compare(a, b):
     """The rows of two runs that differ by more than 1 %"""
     other = {key(row): row for row in b['rows']}
@@ -167,6 +186,8 @@ def main(command, *arguments):
         print(dump(result), end='')
     elif command == 'beside':
         print(dump(beside(load(arguments[0]), load(arguments[1]))), end='')
+    elif command == 'text':
+        print(dump(with_text(load(arguments[0]), arguments[1], arguments[2])), end='')
     elif command == 'table':
         print(table(load(arguments[0])), end='')
     elif command == 'compare':
@@ -180,7 +201,7 @@ def main(command, *arguments):
 
 
 if __name__ == '__main__':
-    COUNT = {'finish': range(2, 20), 'beside': [3], 'table': [2], 'compare': [3], 'missed': [2]}
+    COUNT = {'finish': range(2, 20), 'beside': [3], 'text': [4], 'table': [2], 'compare': [3], 'missed': [2]}
     if len(sys.argv) == 2 and sys.argv[1] in ('-h', '--help'):
         print(__doc__.rstrip())
         sys.exit(0)
