@@ -14,7 +14,7 @@
 
 #define SIZE		(64 * MIB)
 #define PROCESSES	64
-#define ROUNDS		3
+#define ROUNDS		1
 #define GROUP		"/sys/fs/cgroup/bench"
 #define MAX_CPUS	64
 
