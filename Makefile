@@ -39,8 +39,13 @@ check-distro: kernel-vanilla programs	## run the tests on Debian's own config; w
 check-configs: kernel-vanilla programs	## build and test the kernels that have a part of our options
 	@scripts/check-configs $(ARGS)
 
-bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/
+bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/ (ARGS=--again: compares instead)
 	@scripts/bench $(ARGS)
+	@scripts/plots
+	@scripts/readme
+
+bench-quick: kernel kernel-vanilla programs	## a tenth of each benchmark, in some minutes; writes build/bench/
+	@scripts/bench --quick $(ARGS)
 
 models: setup		## verify the models of locks and orders with spin (ARGS=walk for one)
 	@scripts/models $(ARGS)
@@ -96,5 +101,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs bench models shell gdb \
+.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs bench bench-quick models shell gdb \
 	kernel kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean

@@ -219,7 +219,7 @@ static void measure_protect(void)
 	computed(&sparse, &large, 300);
 	computed(&sparse, &large, 1024);
 	line("first store after it to 2 MiB", 1, "us", &one.first, 25);
-	line("  to another page of them", 1, "us", &one.second, 0);
+	line("store after it to another page of them", 1, "us", &one.second, 0);
 	r = row("ordinary tables", 1, "us", "mprotect", "protect 1 GiB, resident");
 	*r->ours = unshared.protect;
 	r->theirs = rights;

@@ -5,12 +5,14 @@
 Usage: bench/results.py finish RAW NAME=VALUE...   what a benchmark wrote, with more in its header
        bench/results.py beside OURS THEIRS         a run on our kernel, and the same on another
        bench/results.py text FILE OURS THEIRS      one more row: text, by the System.map of two kernels
+       bench/results.py postgres FILE              rows of what scripts/demo-postgres printed
        bench/results.py table FILE                 the table for people
        bench/results.py compare FILE FILE          rows that differ by more than 1 %
        bench/results.py missed FILE                exit status 1 if a goal was missed
 """
 import json
 import os
+import re
 import sys
 
 DIRECTORY = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'results')
@@ -94,10 +96,10 @@ def goal(row):
 
 
 def header(result):
-    ns = result['ns_per_instruction']
+    ns = result.get('ns_per_instruction')
     clock = 'virtual: 2 ns for each instruction that is executed'
     if result['icount_shift'] == 'none':
-        clock = f'real, {ns} ns an instruction; not repeatable: compare ratios at most'
+        clock = f'real{f", {ns} ns an instruction" if ns else ""}; not repeatable: compare ratios at most'
     lines = [result['title'],
              f'kernel      {result["kernel"]}',
              f'config      {" ".join(result["config"])}']
@@ -108,7 +110,7 @@ def header(result):
               f'clock       {clock}',
               f'reproduce   {result["command"]}',
               f'run         {result["date"]}, {result["commit"]}']
-    if result['quick']:
+    if result.get('quick'):
         lines.append('            a tenth of the work: goals are not for it')
     return '\n'.join(lines) + '\n\n' + result['about'] + '\n'
 
@@ -147,10 +149,13 @@ def beside(ours, theirs):
 
 
 def text_bytes(path):
-    """Of the kernel with that System.map"""
+    """Of the kernel with that System.map: what its functions take, without parts that only align"""
     with open(path) as f:
-        address = {name: int(value, 16) for value, _, name in map(str.split, f)}
-    return address['_etext'] - address['_stext']
+        symbols = [(int(value, 16), name) for value, _, name in map(str.split, f)]
+    address = {name: value for value, name in symbols}
+    text = sorted({value for value, _ in symbols if address['_stext'] <= value <= address['_etext']})
+    sizes = (end - start for start, end in zip(text, text[1:]))
+    return sum(size for size in sizes if size < 1 << 16)
 
 
 def with_text(result, ours, theirs):
@@ -162,6 +167,46 @@ def with_text(result, ours, theirs):
     row['met'] = is_met(row)
     result['rows'].append(row)
     return result
+
+
+def new_row(case, variant, n, unit, against, ours, theirs, **goal):
+    row = {'case': case, 'variant': variant, 'n': n, 'unit': unit, 'ours': ours, 'theirs': theirs,
+           'ratio': float(f'{ours / theirs:.6g}'), 'limit': goal.pop('limit', None), 'goal': goal.pop('goal', None),
+           'met': None, **goal, 'against': against}
+    row['met'] = is_met(row)
+    return row
+
+
+POSTGRES = re.compile(r'(page tables, |)(.*?)(?:, | \(|)(kB|ms|pgbench -S, 16 clients\)) +(\d+) +(\d+) +(\d+)')
+
+
+def postgres(text):
+    """The table of the demonstration: as it is, shmem_enabled, memfdctl run"""
+    rows, tables = [], {}
+    megabytes = int(re.search(r'(\d+) MB of shared buffers', text)[1])
+    for tables_of, what, unit, *figures in POSTGRES.findall(text):
+        plain, *shared = map(int, figures)
+        for variant, ours in zip(('shmem_enabled', 'memfdctl run'), shared):
+            if tables_of:
+                n = int(what.split()[0])
+                tables.setdefault(variant, []).append((n, ours, plain))
+                rows.append(new_row('page tables of PostgreSQL, connections that read all', variant, n, 'kB',
+                                    'as it is', ours, plain))
+            elif unit == 'ms':
+                rows.append(new_row('PostgreSQL: ' + what, variant, 1, 'ms', 'as it is', ours, plain))
+            else:
+                rows.append(new_row('PostgreSQL: pgbench -S', variant, 16, 'transactions a second', 'as it is',
+                                    ours, plain, goal=1, rule='ratio >= goal'))
+    for variant, seen in tables.items():
+        (n, ours, theirs), (more, more_ours, more_theirs) = seen[0], seen[-1]
+        ours, theirs = (more_ours - ours) / (more - n), (more_theirs - theirs) / (more - n)
+        # Without sharing a connection has 2 kB of tables for each MB of the buffers.
+        rows.append(new_row('page tables that one more connection of PostgreSQL takes', variant, more, 'kB',
+                            'as it is', round(ours, 3), round(theirs, 3), limit=round(theirs - 2 * megabytes, 3),
+                            goal=1.05, rule='ours / limit <= goal'))
+    return {'title': 'PostgreSQL, unmodified', 'name': 'postgres',
+            'about': text.splitlines()[0] + '. The least that one more connection can take is what it takes as it '
+                     'is, without the tables of the buffers.', 'rows': rows}
 
 
 def compare(a, b):
@@ -188,6 +233,9 @@ def main(command, *arguments):
         print(dump(beside(load(arguments[0]), load(arguments[1]))), end='')
     elif command == 'text':
         print(dump(with_text(load(arguments[0]), arguments[1], arguments[2])), end='')
+    elif command == 'postgres':
+        with open(arguments[0]) as f:
+            print(dump(postgres(f.read())), end='')
     elif command == 'table':
         print(table(load(arguments[0])), end='')
     elif command == 'compare':
@@ -201,7 +249,7 @@ def main(command, *arguments):
 
 
 if __name__ == '__main__':
-    COUNT = {'finish': range(2, 20), 'beside': [3], 'text': [4], 'table': [2], 'compare': [3], 'missed': [2]}
+    COUNT = {'finish': range(2, 20), 'beside': [3], 'text': [4], 'postgres': [2], 'table': [2], 'compare': [3], 'missed': [2]}
     if len(sys.argv) == 2 and sys.argv[1] in ('-h', '--help'):
         print(__doc__.rstrip())
         sys.exit(0)

@@ -9,23 +9,24 @@
 
 #define SIZE	GIB
 #define HUGE	(SIZE / TABLE)	/* pages of hugetlb */
+#define PART	(256 * MIB)	/* of it, that all touch */
 #define ROUNDS	5
 
 enum side { OFF, ON, HUGETLB, POPULATE, SIDES };
-enum todo { NOTHING, MAP, TOUCH_TABLES, READ_ALL };
+enum todo { NOTHING, MAP, TOUCH_TABLES, MAP_PART, READ_PART };
 
 static int files[SIDES];
 static enum side side;
 
-static void read_pages(const char *map, size_t step)
+static void read_pages(const char *map, size_t size, size_t step)
 {
-	for (size_t at = 0; at < SIZE; at += step)
+	for (size_t at = 0; at < size; at += step)
 		(void)*(const volatile char *)(map + at);
 }
 
-static char *map_side(void)
+static char *map_side(size_t size)
 {
-	char *map = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED |
+	char *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED |
 			 (side == POPULATE ? MAP_POPULATE : 0), files[side], 0);
 
 	if (map == MAP_FAILED)
@@ -39,13 +40,16 @@ static void act(unsigned int member __attribute__((unused)), char todo)
 
 	switch (todo) {
 	case MAP:
-		map = map_side();
+		map = map_side(SIZE);
 		break;
 	case TOUCH_TABLES:
-		read_pages(map, TABLE);
+		read_pages(map, SIZE, TABLE);
 		break;
-	case READ_ALL:
-		read_pages(map, PAGE);
+	case MAP_PART:
+		map = map_side(PART);
+		break;
+	case READ_PART:
+		read_pages(map, PART, PAGE);
 		break;
 	}
 }
@@ -70,6 +74,16 @@ static void make_files(void)
 	write_pages(huge, SIZE, TABLE);
 	munmap(huge, SIZE);
 	files[POPULATE] = files[OFF];
+}
+
+/* Entries that a fault makes: one, where it is about tables and not about faults */
+static void fault_around(const char *bytes)
+{
+	int fd = open("/sys/kernel/debug/fault_around_bytes", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, bytes, strlen(bytes)) < 0)
+		err(1, "fault_around_bytes");
+	close(fd);
 }
 
 static long page_tables(void)
@@ -143,8 +157,8 @@ static void touch_all(enum side which, unsigned int nr, struct series *us,
 	pool_start(&p, nr, act);
 	before = figure("/proc/vmstat", "pgfault ");
 	start = now_ns();
-	tell_all(&p, MAP);
-	tell_all(&p, READ_ALL);
+	tell_all(&p, MAP_PART);
+	tell_all(&p, READ_PART);
 	add(us, (now_ns() - start) / 1e3);
 	add(faults, figure("/proc/vmstat", "pgfault ") - before);
 	pool_stop(&p);
@@ -153,10 +167,10 @@ static void touch_all(enum side which, unsigned int nr, struct series *us,
 static void touched(unsigned int nr)
 {
 	struct row *us = row("", nr, "us", "without sharing",
-			     "until each has mapped 1 GiB and read all pages");
+			     "until each has mapped 256 MiB and read all pages");
 	struct row *us_populate = beside(us, "MAP_POPULATE");
 	struct row *faults = row("", nr, "faults", "without sharing",
-				 "until each has mapped 1 GiB and read all pages");
+				 "until each has mapped 256 MiB and read all pages");
 	struct row *faults_populate = beside(faults, "MAP_POPULATE");
 
 	touch_all(OFF, nr, &us->theirs, &faults->theirs);
@@ -175,7 +189,7 @@ static void fork_exit(const char *map, bool touch, struct series *us)
 
 	if (!pid) {
 		if (touch)
-			read_pages(map, TABLE);
+			read_pages(map, SIZE, TABLE);
 		_exit(0);
 	}
 	if (waitpid(pid, NULL, 0) != pid)
@@ -191,7 +205,7 @@ static void map_exit(enum side which, struct series *us)
 
 	if (!pid) {
 		side = which;
-		read_pages(map_side(), TABLE);
+		read_pages(map_side(SIZE), SIZE, TABLE);
 		_exit(0);
 	}
 	if (waitpid(pid, NULL, 0) != pid)
@@ -214,8 +228,8 @@ static void forks(int rounds)
 
 		map_exit(which, which == ON ? own->ours : &own->theirs);
 		side = which;
-		map = map_side();
-		read_pages(map, TABLE);
+		map = map_side(SIZE);
+		read_pages(map, SIZE, TABLE);
 		fork_exit(map, false, which == ON ? bare->ours : &bare->theirs);
 		fork_exit(map, true, which == ON ? touch->ours : &touch->theirs);
 		munmap(map, SIZE);
@@ -232,8 +246,10 @@ int main(int argc, char **argv)
 	open_results(argc, argv);
 	run_on(0);
 	make_files();
+	fault_around("4096");
 	for (int i = 0; i < (quick ? 2 : 5); i++)
 		growth(many[i]);
+	fault_around("65536");
 	for (int i = 0; i < (quick ? 1 : 3); i++)
 		touched(many[i]);
 	forks(quick ? 1 : ROUNDS);
