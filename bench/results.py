@@ -100,14 +100,15 @@ def header(result):
     clock = 'virtual: 2 ns for each instruction that is executed'
     if result['icount_shift'] == 'none':
         clock = f'real{f", {ns} ns an instruction" if ns else ""}; not repeatable: compare ratios at most'
-    lines = [result['title'],
-             f'kernel      {result["kernel"]}',
-             f'config      {" ".join(result["config"])}']
+    lines = [result['title'], f'kernel      {result["kernel"]}']
+    if 'config' in result:
+        lines.append(f'config      {" ".join(result["config"])}')
     if 'their_kernel' in result:
         lines += [f'theirs      {result["their_kernel"]}',
                   f'            {" ".join(result["their_config"])}']
-    lines += [f'guest       {result["memory_mib"]} MiB, {result["cpus"]} CPUs',
-              f'clock       {clock}',
+    if 'cpus' in result:
+        lines.append(f'guest       {result["memory_mib"]} MiB, {result["cpus"]} CPUs')
+    lines += [f'clock       {clock}',
               f'reproduce   {result["command"]}',
               f'run         {result["date"]}, {result["commit"]}']
     if result.get('quick'):
