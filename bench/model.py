@@ -47,7 +47,7 @@ def kb(value):
 
 
 def us(value):
-    return quantity(value, [(1e6, 's'), (1e3, 'ms'), (1, 'us')])
+    return quantity(value, [(3.6e9, 'h'), (1e6, 's'), (1e3, 'ms'), (1, 'us')])
 
 
 def checked(what, line, at, measured, unit):
@@ -92,7 +92,7 @@ def model():
         text += f'  {"":<44}{"without sharing":>18}{"sharing":>18}\n'
         text += (f'  {"page tables":<44}{kb(tables_off.slope * gib * clients + top * clients):>18}'
                  f'{kb(tables_on.at(1) * gib + top * (clients + 1)):>18}\n')
-        text += (f'  {"protect all: mprotect() in each, one call":<44}{us(resident["theirs"] * gib * clients):>18}'
+        text += (f'  {"work to protect all: mprotect(), one call":<44}{us(resident["theirs"] * gib * clients):>18}'
                  f'{us(whole.at(gib) + sharers.slope * clients):>18}\n')
         text += (f'  {"  that inode_lock() and i_mmap_rwsem are held":<44}{"":>18}'
                  f'{us(whole.at(gib) + sharers.slope * clients):>18}\n')
