@@ -6,6 +6,7 @@ Usage: bench/results.py finish RAW NAME=VALUE...   what a benchmark wrote, with 
        bench/results.py beside OURS THEIRS         a run on our kernel, and the same on another
        bench/results.py text FILE OURS THEIRS      one more row: text, by the System.map of two kernels
        bench/results.py postgres FILE              rows of what scripts/demo-postgres printed
+       bench/results.py goals                      every row with a goal, of all files
        bench/results.py table FILE                 the table for people
        bench/results.py compare FILE FILE          rows that differ by more than 1 %
        bench/results.py missed FILE                exit status 1 if a goal was missed
@@ -126,13 +127,9 @@ def table(result):
                       with_range(row['theirs'], row.get('theirs_range')),
                       row.get('against') or '', ratio, number(row['limit']), goal(row)))
     used = [i for i in range(len(titles)) if any(line[i] for line in cells[1:])]
-    width = {i: max(len(line[i]) for line in cells) for i in used}
-    left = {0, 1, 3, 6, 9}
-    text = header(result) + 'Median of the rounds (lowest to highest).\n\n'
-    for line in cells:
-        text += '  '.join(line[i].ljust(width[i]) if i in left else line[i].rjust(width[i])
-                          for i in used).rstrip() + '\n'
-    return text
+    left = {at for at, i in enumerate(used) if titles[i] in ('case', 'variant', 'unit', 'whose', 'goal')}
+    return (header(result) + 'Median of the rounds (lowest to highest).\n\n' +
+            aligned([[line[i] for i in used] for line in cells], left))
 
 
 def beside(ours, theirs):
@@ -147,6 +144,30 @@ def beside(ours, theirs):
     ours['their_kernel'] = theirs['kernel']
     ours['their_config'] = theirs['config']
     return ours
+
+
+def aligned(cells, left):
+    width = [max(map(len, column)) for column in zip(*cells)]
+    return ''.join('  '.join(cell.ljust(width[i]) if i in left else cell.rjust(width[i])
+                             for i, cell in enumerate(line)).rstrip() + '\n' for line in cells)
+
+
+def goals():
+    """What was to be reached, and what was"""
+    cells, met = [('', 'case', 'variant', 'n', 'beside', 'goal', 'result', '')], 0
+    for file in sorted(os.listdir(DIRECTORY)):
+        if not file.endswith('.json'):
+            continue
+        for row in load(os.path.join(DIRECTORY, file))['rows']:
+            if row['met'] is None:
+                continue
+            of, relation, _ = row['rule'].rsplit(' ', 2)
+            value = row['ours'] / row['limit'] if '/' in of else row[of]
+            met += row['met']
+            cells.append((file[:-5], row['case'], row['variant'], str(row['n']), row.get('against') or '',
+                          f'{of} {relation} {row["goal"]:.4g}', '' if value is None else f'{value:.4g}',
+                          'met' if row['met'] else 'MISSED'))
+    return f'{met} of {len(cells) - 1} goals are met.\n\n' + aligned(cells, {0, 1, 2, 4, 5, 7})
 
 
 def text_bytes(path):
@@ -237,6 +258,8 @@ def main(command, *arguments):
     elif command == 'postgres':
         with open(arguments[0]) as f:
             print(dump(postgres(f.read())), end='')
+    elif command == 'goals':
+        print(goals(), end='')
     elif command == 'table':
         print(table(load(arguments[0])), end='')
     elif command == 'compare':
@@ -250,7 +273,7 @@ def main(command, *arguments):
 
 
 if __name__ == '__main__':
-    COUNT = {'finish': range(2, 20), 'beside': [3], 'text': [4], 'postgres': [2], 'table': [2], 'compare': [3], 'missed': [2]}
+    COUNT = {'finish': range(2, 20), 'beside': [3], 'text': [4], 'goals': [1], 'postgres': [2], 'table': [2], 'compare': [3], 'missed': [2]}
     if len(sys.argv) == 2 and sys.argv[1] in ('-h', '--help'):
         print(__doc__.rstrip())
         sys.exit(0)
