@@ -787,8 +787,8 @@ void memfd_waiters_end(struct memfd_waiters *waiters,
 
 	spin_lock(&waiters->lock);
 	if (is_dirty(waiters, event)) {
-		/* Unless it has been told anew, or need not be told any more. */
-		if (!delivered && waiters->told && list_empty(&event->queue))
+		/* Unless it has been told anew, or was withdrawn. */
+		if (!delivered && event->pid && list_empty(&event->queue))
 			requeue(waiters, event);
 		put = false;
 	} else if (!delivered && event->cookie && !event->verdict) {
