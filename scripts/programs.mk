@@ -28,9 +28,10 @@ GUP := $(patsubst $(TOP)/tools/testing/selftests/mm/%.c,%, \
 BENCH := $(patsubst $(TOP)/bench/%.c,%,$(wildcard $(TOP)/bench/*.c))
 MM := uffd-unit-tests mkdirty madv_populate
 KVM := demand_paging_test dirty_log_perf_test kvm_page_table_test access_tracking_perf_test
+FUZZ := memfd_fuzz mapping_fuzz
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
 
-all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) memfd_test $(MM) $(KVM:%=kvm/%)) $(SAMPLES)
+all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) $(FUZZ) memfd_test $(MM) $(KVM:%=kvm/%)) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
@@ -46,6 +47,11 @@ $(BIN)/ptshare_preload.so: $(SELF)/mm/ptshare_preload.c | $(BIN)
 
 $(BENCH:%=$(BIN)/%): $(BIN)/%: $(TOP)/bench/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) -Wextra $(CFLAGS) -o $@ $< $(LDLIBS)
+
+$(FUZZ:%=$(BIN)/%): $(BIN)/%: $(TOP)/tools/testing/fuzz/%.c $(HDR)/.installed | $(BIN)
+	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDLIBS)
+$(FUZZ:%=$(BIN)/%): $(addprefix $(TOP)/tools/testing/fuzz/,fuzz.c worker.c fuzz.h worker.h)
+$(BIN)/memfd_fuzz: $(addprefix $(TOP)/tools/testing/fuzz/,memfd_model.c memfd_model.h)
 
 $(BIN)/memfd_test: $(SELF)/memfd/memfd_test.c $(SELF)/memfd/common.c $(HDR)/.installed | $(BIN)
 	$(CC) -isystem $(HDR) $(CFLAGS) -D_FILE_OFFSET_BITS=64 -w -o $@ $(filter %.c,$^) $(LDLIBS)
