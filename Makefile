@@ -3,7 +3,7 @@
 # What to type: `make help`.  The work is done by scripts/, each of which has a
 # usage text.  Parameters: KVER=7.3 for that kernel instead of 6.12;
 # KSRC=/path/to/linux-6.12.y instead of Debian's source; ARGS="..." for the script of
-# demo, check, check-debug, check-distro, check-configs, bench, models, lint.
+# demo, check, check-debug, check-distro, check-configs, fuzz, bench, models, lint.
 
 MAKEFLAGS += --no-print-directory
 PREFIX ?= /usr/local
@@ -38,6 +38,10 @@ check-distro: kernel-vanilla programs	## run the tests on Debian's own config; w
 
 check-configs: kernel-vanilla programs	## build and test the kernels that have a part of our options
 	@scripts/check-configs $(ARGS)
+
+fuzz: programs	## run the fuzzers (SECONDS=3600 KERNEL=debug; default 120 s on the normal kernel)
+	@scripts/build $(or $(KERNEL),normal)
+	@scripts/fuzz --seconds $(or $(SECONDS),120) --kernel $(or $(KERNEL),normal) $(ARGS)
 
 bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/ (ARGS=--again: compares instead)
 	@scripts/bench $(ARGS)
@@ -101,5 +105,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs bench bench-quick models shell gdb \
+.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs fuzz bench bench-quick models shell gdb \
 	kernel kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean

@@ -404,11 +404,11 @@ static void minimise(struct program *program, struct finding *finding)
  */
 
 static struct options {
-	unsigned long seconds, runs, length;
+	unsigned long seconds, runs, length, failures;
 	uint64_t seed;
 	bool have_seed, minimise;
 	const char *keep;
-} options = { .length = 100 };
+} options = { .length = 100, .failures = 5 };
 
 static void usage(FILE *to)
 {
@@ -419,6 +419,7 @@ static void usage(FILE *to)
 		"  --runs N       so many programs, however long it takes\n"
 		"  --seed N       of the first program; the next one has N + 1\n"
 		"  --length N     operations of a program (default 100, at most %u)\n"
+		"  --failures N   end when so many have failed (default 5)\n"
 		"  --minimise     make the PROGRAMs that fail smaller, and print them\n"
 		"  --keep DIR     where to put programs that fail, as they are and minimised\n"
 		"  --break NAME   expect something wrong, which is to be found:\n"
@@ -562,7 +563,7 @@ static int run_seeds(void)
 	fflush(stdout);
 	end = time(NULL) + options.seconds;
 	while (options.runs ? programs < options.runs : time(NULL) < end) {
-		if (!one_seed(seed++) && ++failed == 5)
+		if (!one_seed(seed++) && ++failed == options.failures)
 			break;
 		programs++;
 	}
@@ -579,6 +580,7 @@ int fuzz_main(int argc, char **argv, const struct fuzzer *what)
 		{ "runs", required_argument, NULL, 'r' },
 		{ "seed", required_argument, NULL, 'S' },
 		{ "length", required_argument, NULL, 'l' },
+		{ "failures", required_argument, NULL, 'f' },
 		{ "minimise", no_argument, NULL, 'm' },
 		{ "keep", required_argument, NULL, 'k' },
 		{ "break", required_argument, NULL, 'b' },
@@ -601,6 +603,7 @@ int fuzz_main(int argc, char **argv, const struct fuzzer *what)
 		case 'r': options.runs = number(optarg); break;
 		case 'S': options.seed = number(optarg); options.have_seed = true; break;
 		case 'l': options.length = number(optarg); break;
+		case 'f': options.failures = number(optarg); break;
 		case 'm': options.minimise = true; break;
 		case 'k': options.keep = optarg; break;
 		case 'b': broken = break_of(optarg); break;

@@ -879,41 +879,75 @@ static void compare_status(unsigned int process)
 #define SOFT_DIRTY	(1ULL << 55)
 #define UFFD_WP		(1ULL << 57)
 
-static uint64_t pagemap_of(unsigned int world, unsigned int process, unsigned long at)
+static int open_pagemap(unsigned int world, unsigned int process)
 {
-	uint64_t entry = 0;
 	char path[64];
-	int file;
 
 	snprintf(path, sizeof(path), "/proc/%d/pagemap",
 		 workers[worker_of(world, process)].pid);
-	file = open(path, O_RDONLY | O_CLOEXEC);
-	if (pread(file, &entry, sizeof(entry), at / PAGE * sizeof(entry)) < 0)
-		entry = 0;
-	close(file);
-	return entry;
+	return open(path, O_RDONLY | O_CLOEXEC);
 }
 
-static void compare_page(unsigned int process, unsigned int page, unsigned int place)
+/* Bits of each page's entry. 0 where there can be none */
+static void read_pagemap(unsigned int world, unsigned int process, const struct probe *probe,
+			 unsigned int nr, uint64_t bits, uint64_t *entries)
 {
-	unsigned long at = address(hot[page], place);
-	struct order order = { .what = WORK_LOAD, .arg = { at + 8 * process } };
-	uint64_t bits[WORLDS];
-	struct answer answer;
+	int file = open_pagemap(world, process);
+
+	for (unsigned int i = 0; i < nr; i++) {
+		if (pread(file, &entries[i], 8, probe[i].addr / PAGE * 8) != 8)
+			entries[i] = 0;
+		entries[i] &= bits;
+	}
+	close(file);
+}
+
+static void compare_pagemaps(unsigned int process, const struct probe *probe, unsigned int nr,
+			     uint64_t bits, const char *what)
+{
+	uint64_t entries[WORLDS][nr];
 
 	for (unsigned int w = 0; w < WORLDS; w++)
-		bits[w] = pagemap_of(w, process, at) & UFFD_WP;
-	if (bits[0] != bits[1])
-		fail("pagemap", "process %u, %#lx: %#llx, if page tables are shared %#llx",
-		     process, at, (unsigned long long)bits[0], (unsigned long long)bits[1]);
-	same_answers(process, &order, "load", &answer);
-	if (answer.sig || reclaimed)
-		return;
-	for (unsigned int w = 0; w < WORLDS; w++)
-		bits[w] = pagemap_of(w, process, at) & SOFT_DIRTY;
-	if (bits[0] != bits[1])
-		fail("soft-dirty", "process %u, %#lx: %#llx, if page tables are shared %#llx",
-		     process, at, (unsigned long long)bits[0], (unsigned long long)bits[1]);
+		read_pagemap(w, process, probe, nr, bits, entries[w]);
+	for (unsigned int i = 0; i < nr; i++)
+		if (entries[0][i] != entries[1][i])
+			fail(what, "process %u, %#lx: %#llx, if page tables are shared %#llx",
+			     process, probe[i].addr, (unsigned long long)entries[0][i],
+			     (unsigned long long)entries[1][i]);
+}
+
+/* What can be read at each place, and what it is */
+static void compare_pages(unsigned int process)
+{
+	static const unsigned int places[] = { 0, 3, 5, 6, 7, 8, 9 };
+	const unsigned int nr_places = sizeof(places) / sizeof(*places);
+	const unsigned int nr = nr_places * HOT;
+	struct probe *probe[WORLDS];
+	struct answer answer;
+
+	for (unsigned int w = 0; w < WORLDS; w++) {
+		const struct order order = { .what = WORK_PROBE, .arg = { nr } };
+
+		probe[w] = (struct probe *)workers[worker_of(w, process)].scratch;
+		for (unsigned int i = 0; i < nr; i++)
+			probe[w][i].addr = address(hot[i % HOT], places[i / HOT]);
+		if (!w)
+			compare_pagemaps(process, probe[0], nr, UFFD_WP, "pagemap");
+		if (!worker_does(worker_of(w, process), &order, &answer))
+			fail("died", "process %u of world %u", process, w);
+	}
+	for (unsigned int i = 0; i < nr; i++) {
+		if (probe[0][i].sig != probe[1][i].sig)
+			fail("rights", "process %u, %#lx: signal %d, if page tables are shared %d",
+			     process, probe[0][i].addr, probe[0][i].sig, probe[1][i].sig);
+		if (probe[0][i].value != probe[1][i].value)
+			fail("contents", "process %u, %#lx: %#llx, if page tables are shared %#llx",
+			     process, probe[0][i].addr,
+			     (unsigned long long)probe[0][i].value,
+			     (unsigned long long)probe[1][i].value);
+	}
+	if (!reclaimed)
+		compare_pagemaps(process, probe[0], nr, SOFT_DIRTY, "soft-dirty");
 }
 
 static void compare_mincore(unsigned int process)
@@ -941,14 +975,10 @@ static void compare_mincore(unsigned int process)
 
 static void compare_process(unsigned int process)
 {
-	static const unsigned int places[] = { 0, 3, 5, 6, 7, 8, 9 };
-
 	compare_smaps(process, "smaps");
 	compare_status(process);
 	compare_mincore(process);
-	for (unsigned int i = 0; i < sizeof(places) / sizeof(*places); i++)
-		for (unsigned int page = 0; page < HOT; page++)
-			compare_page(process, page, places[i]);
+	compare_pages(process);
 	counted(COUNT_CHECKS);
 }
 

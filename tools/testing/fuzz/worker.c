@@ -52,19 +52,32 @@ static void access_memory(const struct order *order, struct answer *answer)
 	caught = NULL;
 }
 
-static void work(int sock);
+static void probe_memory(struct probe *probe, unsigned long nr)
+{
+	for (; nr--; probe++) {
+		struct order order = { .what = WORK_LOAD, .arg = { probe->addr } };
+		struct answer answer = { 0 };
+
+		access_memory(&order, &answer);
+		probe->value = answer.value;
+		probe->sig = answer.sig;
+	}
+}
+
+static void work(unsigned int nr);
 
 static long fork_worker(unsigned int nr)
 {
 	long pid = fork();
 
 	if (!pid)
-		work(workers[nr].their_sock);
+		work(nr);
 	return pid;
 }
 
-static void work(int sock)
+static void work(unsigned int nr)
 {
+	int sock = workers[nr].their_sock;
 	struct order order;
 
 	while (recv(sock, &order, sizeof(order), 0) == sizeof(order)) {
@@ -75,6 +88,9 @@ static void work(int sock)
 		case WORK_SYSCALL:
 			answer.ret = syscall(order.nr, a[0], a[1], a[2], a[3],
 					     a[4], a[5]);
+			break;
+		case WORK_PROBE:
+			probe_memory((struct probe *)workers[nr].scratch, a[0]);
 			break;
 		case WORK_FORK:
 			answer.ret = fork_worker(order.nr);
@@ -131,7 +147,7 @@ void worker_start(unsigned int nr)
 	if (pid < 0)
 		err(2, "fork");
 	if (!pid)
-		work(workers[nr].their_sock);
+		work(nr);
 	worker_born(nr, pid);
 }
 

@@ -13,14 +13,15 @@
 #define MAX_WORKERS	8
 #define SCRATCH		(64UL << 10)
 
-enum work { WORK_SYSCALL, WORK_STORE, WORK_LOAD, WORK_FORK };
+enum work { WORK_SYSCALL, WORK_STORE, WORK_LOAD, WORK_PROBE, WORK_FORK };
 
 /**
  * struct order - what a worker is to do
  * @what: One of enum work.
  * @nr: WORK_SYSCALL: its number. WORK_FORK: which worker the child becomes.
  * @arg: WORK_SYSCALL: its arguments. WORK_STORE: address and value. WORK_LOAD:
- *	 address.
+ *	 address. WORK_PROBE: how many struct probe there are in the worker's scratch
+ *	 memory.
  */
 struct order {
 	enum work what;
@@ -42,6 +43,13 @@ struct answer {
 	int sig;
 	int code;
 	unsigned long addr;
+};
+
+/* A place to load from, and what came of it */
+struct probe {
+	unsigned long addr;
+	uint64_t value;
+	int sig;
 };
 
 struct worker {
