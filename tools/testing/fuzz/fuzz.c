@@ -410,7 +410,7 @@ static struct options {
 	const char *keep;
 } options = { .length = 100, .failures = 5 };
 
-static void usage(FILE *to)
+static void print_usage(FILE *to)
 {
 	fprintf(to,
 		"Usage: %s [options] [PROGRAM...]\n\n%s\n\n"
@@ -439,7 +439,7 @@ static void __attribute__((noreturn)) bad_usage(const char *what, const char *wo
 	exit(2);
 }
 
-static unsigned long number(const char *word)
+static unsigned long parse_number(const char *word)
 {
 	char *end;
 	unsigned long n = strtoul(word, &end, 10);
@@ -599,19 +599,45 @@ int fuzz_main(int argc, char **argv, const struct fuzzer *what)
 	opterr = 0;
 	while ((c = getopt_long(argc, argv, ":h", known, NULL)) != -1) {
 		switch (c) {
-		case 's': options.seconds = number(optarg); break;
-		case 'r': options.runs = number(optarg); break;
-		case 'S': options.seed = number(optarg); options.have_seed = true; break;
-		case 'l': options.length = number(optarg); break;
-		case 'f': options.failures = number(optarg); break;
-		case 'm': options.minimise = true; break;
-		case 'k': options.keep = optarg; break;
-		case 'b': broken = break_of(optarg); break;
-		case 'p': print = true; break;
-		case 'v': verbose = true; setvbuf(stdout, NULL, _IOLBF, 0); break;
-		case 'h': usage(stdout); return 0;
-		case ':': bad_usage("no value for", argv[optind - 1]);
-		default: bad_usage("no option is called", argv[optind - 1]);
+		case 's':
+			options.seconds = parse_number(optarg);
+			break;
+		case 'r':
+			options.runs = parse_number(optarg);
+			break;
+		case 'S':
+			options.seed = parse_number(optarg);
+			options.have_seed = true;
+			break;
+		case 'l':
+			options.length = parse_number(optarg);
+			break;
+		case 'f':
+			options.failures = parse_number(optarg);
+			break;
+		case 'm':
+			options.minimise = true;
+			break;
+		case 'k':
+			options.keep = optarg;
+			break;
+		case 'b':
+			broken = break_of(optarg);
+			break;
+		case 'p':
+			print = true;
+			break;
+		case 'v':
+			verbose = true;
+			setvbuf(stdout, NULL, _IOLBF, 0);
+			break;
+		case 'h':
+			print_usage(stdout);
+			return 0;
+		case ':':
+			bad_usage("no value for", argv[optind - 1]);
+		default:
+			bad_usage("no option is called", argv[optind - 1]);
 		}
 	}
 	if (!options.length || options.length > MAX_OPS)

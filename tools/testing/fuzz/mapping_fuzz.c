@@ -207,16 +207,14 @@ static unsigned long bytes_of(struct range r)
 
 static int prot_of(unsigned int prot)
 {
-	switch (prot) {
-	case 0: return PROT_NONE;
-	case 1: return PROT_READ | PROT_EXEC;
-	case 2: return PROT_READ | PROT_WRITE | PROT_EXEC;
-	case 3: return PROT_WRITE;
-	case 4:
-	case 5:
-	case 6: return PROT_READ;
-	default: return PROT_READ | PROT_WRITE;
-	}
+	static const int prots[] = {
+		PROT_NONE, PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE | PROT_EXEC,
+		PROT_WRITE, PROT_READ, PROT_READ, PROT_READ,
+	};
+
+	if (prot < sizeof(prots) / sizeof(*prots))
+		return prots[prot];
+	return PROT_READ | PROT_WRITE;
 }
 
 /*
@@ -351,11 +349,20 @@ static bool do_mremap(const unsigned int *arg)
 	unsigned int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
 
 	switch (arg[5]) {
-	case 1: new += PAGE; break;
-	case 2: new += BLOCK * PAGE; break;
-	case 3: new = PAGE; break;
-	case 4: old = 0; break;			/* a second mapping of the same */
-	case 5: flags |= MREMAP_DONTUNMAP; break;
+	case 1:
+		new += PAGE;
+		break;
+	case 2:
+		new += BLOCK * PAGE;
+		break;
+	case 3:
+		new = PAGE;
+		break;
+	case 4:		/* a second mapping of the same */
+		old = 0;
+		break;
+	case 5:
+		flags |= MREMAP_DONTUNMAP;
 	}
 	return both(arg[0], "mremap", SYS_mremap, address(r.first, arg[3]), old, new, flags,
 		    address(r.first, arg[4]), 0) > 0;
@@ -967,7 +974,7 @@ static void compare_mincore(unsigned int process)
 						(unsigned long)core[w], 0, 0, 0);
 		}
 		if (ret[0] != ret[1] || *core[0] != *core[1])
-			fail("mincore", "process %u, page %lu: %s and %u, if page tables are shared %s and %u",
+			fail("mincore", "process %u, page %lu: %s, %u, with shared tables %s, %u",
 			     process, hot[i], name_of(ret[0]), *core[0], name_of(ret[1]),
 			     *core[1]);
 	}
@@ -1013,7 +1020,10 @@ static void compare_files(void)
 	}
 }
 
-static bool (* const carry_out[NR_KINDS])(const unsigned int *arg) = {
+/* Returns whether it had an effect */
+typedef bool operation_fn(const unsigned int *arg);
+
+static operation_fn * const operations[NR_KINDS] = {
 	[OP_MMAP] = do_mmap, [OP_ANON] = do_anon, [OP_MUNMAP] = do_munmap,
 	[OP_MPROTECT] = do_mprotect, [OP_MREMAP] = do_mremap,
 	[OP_REMAP_FILE] = do_remap_file, [OP_ADVISE] = do_advise, [OP_MLOCK] = do_mlock,
@@ -1093,7 +1103,7 @@ static void prepare(const unsigned int *arg)
 	}
 }
 
-static long vmstat(const char *name)
+static long counter_of(const char *name)
 {
 	static char buf[16384];
 	int file = open("/proc/vmstat", O_RDONLY | O_CLOEXEC);
@@ -1108,7 +1118,7 @@ static long vmstat(const char *name)
 
 static void run(const struct program *what)
 {
-	long links = vmstat("ptshare_link "), unshared = vmstat("ptshare_unshare ");
+	long links = counter_of("ptshare_link "), unshared = counter_of("ptshare_unshare ");
 
 	program = what;
 	write_text("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
@@ -1117,13 +1127,14 @@ static void run(const struct program *what)
 	prepare(program->ops[0].arg);
 	for (now = 1; now < program->nr; now++) {
 		const struct op *op = &program->ops[now];
+		operation_fn *operation = operations[op->kind];
 
 		if (verbose)
 			printf("%u %s\n", now + 1, kinds[op->kind].name);
-		if (!carry_out[op->kind] ||
+		if (!operation ||
 		    (has_process(op->kind) && !alive[op->arg[0]]))
 			continue;
-		if (carry_out[op->kind](op->arg))
+		if (operation(op->arg))
 			worked(op->kind);
 		compare_files();
 		if (has_process(op->kind) && alive[op->arg[0]])
@@ -1132,9 +1143,9 @@ static void run(const struct program *what)
 	for (unsigned int i = 0; i < PROCS; i++)
 		if (alive[i])
 			compare_process(i);
-	if (vmstat("ptshare_link ") > links)
+	if (counter_of("ptshare_link ") > links)
 		counted(COUNT_LINKS);
-	if (vmstat("ptshare_unshare ") > unshared)
+	if (counter_of("ptshare_unshare ") > unshared)
 		counted(COUNT_UNSHARED);
 	for (unsigned int i = 0; i < PROCS; i++)
 		if (alive[i])

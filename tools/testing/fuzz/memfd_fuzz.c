@@ -102,13 +102,15 @@ static const struct op_kind kinds[NR_KINDS] = {
 	[OP_RESOLVE] = { "resolve", 50, { { "which", 5 }, { "deny", 2 }, { "unread", 3 } } },
 	[OP_SCAN] = { "scan", 25, { RANGE, { "max", 5 }, { "take", 2 } } },
 	[OP_SEAL] = { "seal", 2, { { "seal", 6 } } },
-	[OP_BAD] = { "bad", 6, { { "which", 26 } } },
+	[OP_BAD] = { "bad", 6, { { "which", 20 }, { "handler", 2 } } },
 	[OP_RECLAIM] = { "reclaim", 5, { { "unused", 1 } } },
 	[OP_MIGRATE] = { "migrate", 4, { P, { "node", 2 } } },
 };
 
-enum { COUNT_WAITS, COUNT_JOINED, COUNT_GOES_ON, COUNT_AGAIN, COUNT_REFUSED, COUNT_REPORTS,
-       COUNT_DIRTY, COUNT_KERNEL_WAITS, COUNT_LEFT };
+enum {
+	COUNT_WAITS, COUNT_JOINED, COUNT_GOES_ON, COUNT_AGAIN, COUNT_REFUSED,
+	COUNT_REPORTS, COUNT_DIRTY, COUNT_KERNEL_WAITS, COUNT_LEFT
+};
 
 static const char * const counters[] = {
 	[COUNT_WAITS] = "accesses waited",
@@ -171,11 +173,9 @@ static unsigned int last_of(unsigned int from, unsigned int nr)
 
 static unsigned int shift_of(unsigned int place)
 {
-	switch (place) {
-	case 4: return 1;
-	case 5: return m->pages > HOT ? 512 : 8;
-	default: return 0;
-	}
+	if (place < 4)
+		return 0;
+	return place == 4 ? 1 : m->pages > HOT ? 512 : 8;
 }
 
 /* Pages of the window that a range of an operation means */
@@ -538,7 +538,7 @@ static bool do_write(const unsigned int *arg)
 	struct order order = { .what = WORK_SYSCALL, .nr = SYS_pwritev2 };
 
 	a.value = byte_of(arg[4]);
-	a.nowait = !arg[5];
+	a.nowait = arg[5] == 1;
 	cut_at_seal(&a);
 	if (!free_to_act(arg[0]) || (!a.nowait && model_conflicts(m, arg[0], &a)))
 		return false;
@@ -1091,7 +1091,7 @@ static void check_record(const struct memfd_event *got)
 			read_events[nr_read++] = i;
 		return;
 	}
-	fail("event", "type %u, flags %u, offset %llu, length %llu, pid %d; not type %u, flags %u, page %u to %u, writers %#x",
+	fail("event", "type %u, flags %u, %llu+%llu, pid %d; not %u, flags %u, page %u to %u, by %#x",
 	     got->type, got->flags, got->offset, got->length, got->pid,
 	     m->events[oldest].type, m->events[oldest].flags, m->events[oldest].first,
 	     m->events[oldest].last, m->events[oldest].writers);
@@ -1168,7 +1168,8 @@ static bool do_resolve(const unsigned int *arg)
 static bool do_scan(const unsigned int *arg)
 {
 	static const unsigned int room[] = { 64, 1, 2, 3, 64 };
-	unsigned int want[64][2], nr, max = room[arg[2]];
+	struct model_range want[64];
+	unsigned int nr, max = room[arg[2]];
 	unsigned int first = hot[arg[0]];
 	unsigned int last = arg[1] ? hot[last_of(arg[0], arg[1])] : m->pages;
 	struct memfd_range got[64];
@@ -1184,11 +1185,11 @@ static bool do_scan(const unsigned int *arg)
 	nr = model_scan(m, first, last, max, arg[3], want);
 	expect("MEMFD_NOTIFY_SCAN", result(ioctl(event_fd, MEMFD_NOTIFY_SCAN, &scan)), nr);
 	for (unsigned int i = 0; i < nr; i++)
-		if (got[i].offset != want[i][0] * PAGE ||
-		    got[i].length != want[i][1] * PAGE)
+		if (got[i].offset != want[i].first * PAGE ||
+		    got[i].length != want[i].nr * PAGE)
 			fail("scan", "range %u: %llu bytes at %llu, not %u pages from %u on",
-			     i, got[i].length, got[i].offset, want[i][1], want[i][0]);
-	end = nr == max ? (want[nr - 1][0] + want[nr - 1][1]) * PAGE :
+			     i, got[i].length, got[i].offset, want[i].nr, want[i].first);
+	end = nr == max ? (want[nr - 1].first + want[nr - 1].nr) * PAGE :
 	      arg[1] ? (last + 1) * PAGE : 1ULL << 63;
 	if (scan.walk_end != end)
 		fail("scan", "walk_end: %llu, not %llu", scan.walk_end,
@@ -1213,81 +1214,116 @@ static bool do_seal(const unsigned int *arg)
  * Calls that are wrong
  */
 
-static long wrong_scan(uint64_t start, uint64_t end, uint64_t nr, uint64_t flags)
+enum { ON_FILE, ON_READ_ONLY, ON_NOTHING, ON_PIPE };
+
+static const struct {
+	const char *name;
+	int on;
+	uint64_t offset, length;
+	int prot;
+	unsigned int flags;
+	long want;
+} bad_protects[] = {
+	{ "offset 1", ON_FILE, 1, PAGE, PROT_READ, 2, -EINVAL },
+	{ "length 1", ON_FILE, 0, 1, PROT_READ, 2, -EINVAL },
+	{ "negative", ON_FILE, 1ULL << 63, PAGE, PROT_READ, 2, -EINVAL },
+	{ "overflow", ON_FILE, (1ULL << 63) - PAGE, 2 * PAGE, PROT_READ, 2, -EINVAL },
+	{ "PROT_NONE", ON_FILE, 0, 0, PROT_NONE, 0, -EINVAL },
+	{ "PROT_WRITE", ON_FILE, 0, 0, PROT_WRITE, 0, -EINVAL },
+	{ "mode 3", ON_FILE, 0, 0, PROT_READ, 3, -EINVAL },
+	{ "flags to unprotect", ON_FILE, 0, 0, PROT_READ | PROT_WRITE, 1, -EINVAL },
+	{ "read-only", ON_READ_ONLY, 1, 1, 0, 9, -EBADF },
+	{ "not open", ON_NOTHING, 0, 0, PROT_READ, 2, -EBADF },
+	{ "a pipe", ON_PIPE, 0, 0, PROT_READ, 2, -EINVAL },
+};
+
+static const struct {
+	const char *name;
+	uint64_t start, end, nr, flags;
+	long want;
+} bad_scans[] = {
+	{ "no room", 0, 0, 0, 0, -EINVAL },
+	{ "end before start", 8192, 4096, 1, 0, -EINVAL },
+	{ "flags 2", 0, 0, 1, 2, -EINVAL },
+	{ "unaligned", 1, 0, 1, 0, -EINVAL },
+	{ "end too large", 0, (1ULL << 63) + 4096, 1, 0, -EINVAL },
+	{ "nothing to scan", 4096, 4096, 1, MEMFD_SCAN_REPROTECT, 0 },
+};
+
+static const struct {
+	const char *name;
+	unsigned int action, reserved;
+} bad_resolves[] = {
+	{ "action 2", 2, 0 },
+	{ "reserved 1", 0, 1 },
+};
+
+#define NR(array)	(sizeof(array) / sizeof(*(array)))
+
+static void bad_protect(unsigned int i, bool handler)
 {
-	static struct memfd_range ranges[4];
+	const int files[] = { fd, fd_read, -1, pipes[0][1] };
+	struct memfd_protect_range range = {
+		bad_protects[i].offset, bad_protects[i].length, bad_protects[i].prot,
+		bad_protects[i].flags,
+	};
+	long ret;
+
+	if (handler && bad_protects[i].on == ON_FILE)
+		ret = ioctl(event_fd, MEMFD_NOTIFY_PROTECT, &range);
+	else
+		ret = syscall(SYS_memfd_protect, files[bad_protects[i].on], range.offset,
+			      range.length, range.prot, range.flags);
+	expect(bad_protects[i].name, result(ret), bad_protects[i].want);
+}
+
+static void bad_scan(unsigned int i)
+{
+	struct memfd_range range;
 	struct memfd_scan scan = {
-		.start = start, .end = end, .nr_ranges = nr, .flags = flags,
-		.ranges = (uintptr_t)ranges,
+		.start = bad_scans[i].start, .end = bad_scans[i].end,
+		.nr_ranges = bad_scans[i].nr, .flags = bad_scans[i].flags,
+		.ranges = (uintptr_t)&range,
 	};
 
-	return result(ioctl(event_fd, MEMFD_NOTIFY_SCAN, &scan));
+	expect(bad_scans[i].name, result(ioctl(event_fd, MEMFD_NOTIFY_SCAN, &scan)),
+	       bad_scans[i].want);
 }
 
-static long wrong_resolve(unsigned int action, unsigned int reserved)
+static void bad_resolve(unsigned int i)
 {
-	struct memfd_resolve resolve = { UINT64_MAX, action, reserved };
+	struct memfd_resolve resolve = {
+		UINT64_MAX, bad_resolves[i].action, bad_resolves[i].reserved,
+	};
 
-	return result(ioctl(event_fd, MEMFD_NOTIFY_RESOLVE, &resolve));
-}
-
-static long wrong_range(uint64_t offset, uint64_t length, unsigned int prot,
-			unsigned int flags)
-{
-	struct memfd_protect_range range = { offset, length, prot, flags };
-
-	return result(ioctl(event_fd, MEMFD_NOTIFY_PROTECT, &range));
-}
-
-static long raw(int file, uint64_t offset, uint64_t length, int prot, unsigned int flags)
-{
-	return result(syscall(SYS_memfd_protect, file, offset, length, prot, flags));
-}
-
-static bool bad_for_event_fd(unsigned int which)
-{
-	const uint64_t max = 1ULL << 63;
-
-	switch (which) {
-	case 0: expect("action 2", wrong_resolve(2, 0), -EINVAL); break;
-	case 1: expect("reserved 1", wrong_resolve(0, 1), -EINVAL); break;
-	case 2: expect("no room", wrong_scan(0, 0, 0, 0), -EINVAL); break;
-	case 3: expect("end before start", wrong_scan(8192, 4096, 1, 0), -EINVAL); break;
-	case 4: expect("flags 2", wrong_scan(0, 0, 1, 2), -EINVAL); break;
-	case 5: expect("unaligned", wrong_scan(1, 0, 1, 0), -EINVAL); break;
-	case 6: expect("end too large", wrong_scan(0, max + 4096, 1, 0), -EINVAL); break;
-	case 7: expect("nothing to scan", wrong_scan(4096, 4096, 1, 1), 0); break;
-	case 8: expect("no such ioctl", result(ioctl(event_fd, _IO('M', 99))), -ENOTTY); break;
-	case 9: expect("lseek", result(lseek(event_fd, 0, SEEK_SET)), -ESPIPE); break;
-	case 10: expect("ioctl to nowhere",
-			result(ioctl(event_fd, MEMFD_NOTIFY_RESOLVE, NULL)), -EFAULT); break;
-	case 11: expect("range, unaligned", wrong_range(1, 0, PROT_READ, 0), -EINVAL); break;
-	case 12: expect("range, flags", wrong_range(0, 0, PROT_READ, 3), -EINVAL); break;
-	default: return false;
-	}
-	return true;
+	expect(bad_resolves[i].name,
+	       result(ioctl(event_fd, MEMFD_NOTIFY_RESOLVE, &resolve)), -EINVAL);
 }
 
 static bool do_bad(const unsigned int *arg)
 {
-	const uint64_t max = 1ULL << 63;
-	const int rw = PROT_READ | PROT_WRITE;
+	unsigned int which = arg[0];
 
-	switch (arg[0]) {
-	case 13: expect("offset 1", raw(fd, 1, PAGE, PROT_READ, 2), -EINVAL); break;
-	case 14: expect("length 1", raw(fd, 0, 1, PROT_READ, 2), -EINVAL); break;
-	case 15: expect("negative", raw(fd, max, PAGE, PROT_READ, 2), -EINVAL); break;
-	case 16: expect("overflow", raw(fd, max - PAGE, 2 * PAGE, PROT_READ, 2), -EINVAL); break;
-	case 17: expect("PROT_NONE", raw(fd, 0, 0, PROT_NONE, 0), -EINVAL); break;
-	case 18: expect("PROT_WRITE", raw(fd, 0, 0, PROT_WRITE, 0), -EINVAL); break;
-	case 19: expect("mode 3", raw(fd, 0, 0, PROT_READ, 3), -EINVAL); break;
-	case 20: expect("flags", raw(fd, 0, 0, rw, 1), -EINVAL); break;
-	case 21: expect("read-only", raw(fd_read, 1, 1, 0, 9), -EBADF); break;
-	case 22: expect("not open", raw(-1, 0, 0, PROT_READ, 2), -EBADF); break;
-	case 23: expect("a pipe", raw(pipes[0][1], 0, 0, PROT_READ, 2), -EINVAL); break;
-	case 24: expect("notify with flags", result(syscall(SYS_memfd_notify, fd, 4)), -EINVAL); break;
-	case 25: expect("notify read-only", result(syscall(SYS_memfd_notify, fd_read, 0)), -EBADF); break;
-	default: return m->open && bad_for_event_fd(arg[0]);
+	if (which < NR(bad_protects)) {
+		bad_protect(which, m->open && arg[1]);
+		return true;
+	}
+	which -= NR(bad_protects);
+	if (!m->open) {
+		expect("notify with flags", result(syscall(SYS_memfd_notify, fd, 4)), -EINVAL);
+		expect("notify read-only", result(syscall(SYS_memfd_notify, fd_read, 0)),
+		       -EBADF);
+		return true;
+	}
+	if (which < NR(bad_scans)) {
+		bad_scan(which);
+	} else if (which - NR(bad_scans) < NR(bad_resolves)) {
+		bad_resolve(which - NR(bad_scans));
+	} else {
+		expect("no such ioctl", result(ioctl(event_fd, _IO('M', 99))), -ENOTTY);
+		expect("lseek", result(lseek(event_fd, 0, SEEK_SET)), -ESPIPE);
+		expect("ioctl to nowhere",
+		       result(ioctl(event_fd, MEMFD_NOTIFY_RESOLVE, NULL)), -EFAULT);
 	}
 	return true;
 }
@@ -1331,7 +1367,10 @@ static bool do_migrate(const unsigned int *arg)
 	return any;
 }
 
-static bool (* const carry_out[NR_KINDS])(const unsigned int *arg) = {
+/* Returns whether it had an effect */
+typedef bool operation_fn(const unsigned int *arg);
+
+static operation_fn * const operations[NR_KINDS] = {
 	[OP_MMAP] = do_mmap, [OP_MUNMAP] = do_munmap, [OP_MPROTECT] = do_mprotect,
 	[OP_MREMAP] = do_mremap, [OP_ADVISE] = do_advise, [OP_STORE] = do_store,
 	[OP_LOAD] = do_load, [OP_WRITE] = do_write, [OP_SPLICE] = do_splice,
@@ -1449,14 +1488,15 @@ static void run(const struct program *what)
 	prepare(program->ops[0].arg);
 	for (now = 1; now < program->nr && m->nr_events < MAX_EVENTS - 64; now++) {
 		const struct op *op = &program->ops[now];
+		operation_fn *operation = operations[op->kind];
 		int events = m->nr_events;
 
 		if (verbose)
 			printf("%u %s\n", now + 1, kinds[op->kind].name);
-		if (!carry_out[op->kind])
+		if (!operation)
 			continue;
 		m->batch++;
-		if (carry_out[op->kind](op->arg))
+		if (operation(op->arg))
 			worked(op->kind);
 		settle();
 		note_events(events);

@@ -310,20 +310,19 @@ long model_resolve(struct model *m, int nr, bool allow)
 }
 
 unsigned int model_scan(struct model *m, unsigned int first, unsigned int last,
-			unsigned int max, bool take, unsigned int (*ranges)[2])
+			unsigned int max, bool take, struct model_range *ranges)
 {
 	unsigned int nr = 0;
 
 	for (unsigned int i = first; i <= last && i < m->pages; i++) {
 		if (!m->log[i])
 			continue;
-		if (nr && ranges[nr - 1][0] + ranges[nr - 1][1] == i) {
-			ranges[nr - 1][1]++;
+		if (nr && ranges[nr - 1].first + ranges[nr - 1].nr == i) {
+			ranges[nr - 1].nr++;
 		} else {
 			if (nr == max)
 				break;
-			ranges[nr][0] = i;
-			ranges[nr++][1] = 1;
+			ranges[nr++] = (struct model_range){ i, 1 };
 		}
 		if (!take)
 			continue;

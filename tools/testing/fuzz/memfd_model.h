@@ -146,8 +146,11 @@ struct model {
  * What the model is to get wrong on purpose, so that what compares it with the kernel
  * can be seen to work. The order is that of model_breaks[].
  */
-enum { BREAK_CONTENTS, BREAK_DENY, BREAK_ERRNO, BREAK_EVENT, BREAK_LOG, BREAK_WAKE,
-       BREAK_PRIVATE, BREAK_FORK };
+enum {
+	BREAK_CONTENTS, BREAK_DENY, BREAK_ERRNO, BREAK_EVENT, BREAK_LOG, BREAK_WAKE,
+	BREAK_PRIVATE, BREAK_FORK
+};
+
 extern const char * const model_breaks[];
 
 /* What the model has no answer to: the number of events is exhausted */
@@ -155,15 +158,23 @@ extern bool model_full;
 
 void model_init(struct model *m, unsigned int pages, unsigned int window);
 
+/**
+ * struct model_range - what a scan tells
+ * @first: First page.
+ * @nr: Pages.
+ */
+struct model_range {
+	unsigned int first, nr;
+};
+
 /* Page range of memfd_protect(); last is m->pages if it has no end */
 long model_protect(struct model *m, unsigned int first, unsigned int last,
 		   enum mode mode, bool handler);
 long model_notify(struct model *m, unsigned int flags);
 void model_close(struct model *m);
 long model_resolve(struct model *m, int event, bool allow);
-/* Ranges are stored as pairs of first page and number of pages */
 unsigned int model_scan(struct model *m, unsigned int first, unsigned int last,
-			unsigned int max, bool take, unsigned int (*ranges)[2]);
+			unsigned int max, bool take, struct model_range *ranges);
 long model_seal(struct model *m, unsigned int seals);
 
 /* Begins an access of a process, or goes on with that it waits for */
