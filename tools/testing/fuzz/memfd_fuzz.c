@@ -208,8 +208,8 @@ static unsigned int in_page(unsigned int in)
 	return places[in];
 }
 
-/* No end of a write cuts the cells of a page, which are at its beginning */
-static uint64_t length_of(uint64_t pos, unsigned int len)
+/* No end of a write cuts the cells of a page, which are at its beginning; @pages there are */
+static uint64_t length_of(uint64_t pos, unsigned int len, unsigned int pages)
 {
 	static const unsigned int lengths[] = {
 		0, 1, 64, 100, 2000, 4096, 5000, 8192, 9000
@@ -218,8 +218,8 @@ static uint64_t length_of(uint64_t pos, unsigned int len)
 
 	if (len && end % PAGE && end % PAGE < 64)
 		end += 64;
-	if (end > m->pages * PAGE)
-		end = m->pages * PAGE;
+	if (end > pages * PAGE)
+		end = pages * PAGE;
 	return end - pos;
 }
 
@@ -510,7 +510,7 @@ static struct access file_access(enum change how, const unsigned int *at_in_len)
 	uint64_t pos = hot[at_in_len[0]] * PAGE + in_page(at_in_len[1]);
 
 	return (struct access){
-		.change = how, .pos = pos, .len = length_of(pos, at_in_len[2]),
+		.change = how, .pos = pos, .len = length_of(pos, at_in_len[2], m->pages),
 	};
 }
 
@@ -602,7 +602,7 @@ static struct access window_access(enum change how, unsigned int owner,
 
 	return (struct access){
 		.change = how, .owner = owner, .at = start,
-		.len = length_of(start, len),
+		.len = length_of(start, len, m->window),
 	};
 }
 
@@ -731,7 +731,7 @@ static bool do_truncate(const unsigned int *arg)
 
 static bool do_allocate(const unsigned int *arg)
 {
-	uint64_t pos = hot[arg[1]] * PAGE, len = length_of(pos, arg[2]);
+	uint64_t pos = hot[arg[1]] * PAGE, len = length_of(pos, arg[2], m->pages);
 	bool sealed = (m->seals & F_SEAL_GROW) && pos + len > m->size;
 
 	if (!len || !free_to_act(arg[0]))
@@ -1091,7 +1091,7 @@ static void check_record(const struct memfd_event *got)
 			read_events[nr_read++] = i;
 		return;
 	}
-	fail("event", "type %u, flags %u, %llu+%llu, pid %d; not %u, flags %u, page %u to %u, by %#x",
+	fail("event", "type %u, flags %u, %llu+%llu, pid %d; not %u, %u, page %u to %u, by %#x",
 	     got->type, got->flags, got->offset, got->length, got->pid,
 	     m->events[oldest].type, m->events[oldest].flags, m->events[oldest].first,
 	     m->events[oldest].last, m->events[oldest].writers);
