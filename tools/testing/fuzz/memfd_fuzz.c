@@ -17,6 +17,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/io_uring.h>
 #include <linux/memfd.h>
 #include <poll.h>
 #include <signal.h>
@@ -53,7 +54,7 @@
 enum kind {
 	OP_FILE, OP_MMAP, OP_MUNMAP, OP_MPROTECT, OP_MREMAP, OP_ADVISE, OP_STORE,
 	OP_LOAD, OP_WRITE, OP_SPLICE, OP_COPY, OP_READ_INTO, OP_VM_WRITE, OP_POPULATE,
-	OP_PUNCH, OP_REMOVE, OP_TRUNCATE, OP_ALLOCATE, OP_FORK, OP_KILL, OP_SIGNAL,
+	OP_PIN, OP_UNPIN, OP_PUNCH, OP_REMOVE, OP_TRUNCATE, OP_ALLOCATE, OP_FORK, OP_KILL, OP_SIGNAL,
 	OP_PROTECT, OP_UNPROTECT, OP_NOTIFY, OP_CLOSE, OP_EVENTS, OP_RESOLVE, OP_SCAN,
 	OP_SEAL, OP_BAD, OP_RECLAIM, OP_MIGRATE, NR_KINDS
 };
@@ -61,7 +62,7 @@ enum kind {
 #define P	{ "process", PROCESSES }
 #define AT	{ "at", HOT, true }
 #define RANGE	{ "from", HOT, true }, { "nr", 9 }
-#define PLACE	{ "place", 6 }		/* of a mapping: mostly where the page is in the file */
+#define PLACE	{ "place", 12 }		/* of a mapping: mostly where the page is in the file */
 
 static const struct op_kind kinds[NR_KINDS] = {
 	[OP_FILE] = { "file", 0, { { "tables", 2 }, { "share", 2 }, { "plain", 12 },
@@ -87,6 +88,8 @@ static const struct op_kind kinds[NR_KINDS] = {
 					    { "in", 4 }, { "len", 9 },
 					    { "value", VALUES } } },
 	[OP_POPULATE] = { "populate", 8, { P, RANGE, PLACE } },
+	[OP_PIN] = { "pin", 8, { P, AT, PLACE } },
+	[OP_UNPIN] = { "unpin", 16, { P } },
 	[OP_PUNCH] = { "punch", 10, { P, AT, { "in", 4 }, { "len", 9 } } },
 	[OP_REMOVE] = { "remove", 6, { P, RANGE, PLACE } },
 	[OP_TRUNCATE] = { "truncate", 10, { P, { "at", 2 * HOT }, { "in", 4 } } },
@@ -109,7 +112,7 @@ static const struct op_kind kinds[NR_KINDS] = {
 
 enum {
 	COUNT_WAITS, COUNT_JOINED, COUNT_GOES_ON, COUNT_AGAIN, COUNT_REFUSED,
-	COUNT_REPORTS, COUNT_DIRTY, COUNT_KERNEL_WAITS, COUNT_LEFT
+	COUNT_REPORTS, COUNT_DIRTY, COUNT_KERNEL_WAITS, COUNT_LEFT, COUNT_BUSY
 };
 
 static const char * const counters[] = {
@@ -122,6 +125,7 @@ static const char * const counters[] = {
 	[COUNT_DIRTY] = "DIRTY events",
 	[COUNT_KERNEL_WAITS] = "accesses of the kernel waited",
 	[COUNT_LEFT] = "events that a signal left to be resolved",
+	[COUNT_BUSY] = "calls of memfd_protect() failed because of a pin",
 	NULL
 };
 
@@ -173,7 +177,7 @@ static unsigned int last_of(unsigned int from, unsigned int nr)
 
 static unsigned int shift_of(unsigned int place)
 {
-	if (place < 4)
+	if (place != 4 && place != 5)
 		return 0;
 	return place == 4 ? 1 : m->pages > HOT ? 512 : 8;
 }
@@ -291,6 +295,19 @@ static uint64_t now_ms(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
+}
+
+/* The page because of which memfd_protect() failed last */
+static void check_busy(void)
+{
+	char info[2048];
+	long busy;
+
+	read_fdinfo(info, sizeof(info));
+	busy = field(info, "\nprotect_busy:\t");
+	if (busy < 0 || busy % PAGE || busy / PAGE >= m->pages || !m->pinned[busy / PAGE])
+		fail("figure", "protect_busy is %ld, which nobody has pinned", busy);
+	counted(COUNT_BUSY);
 }
 
 static void check_figures(void)
@@ -675,6 +692,58 @@ static bool do_populate(const unsigned int *arg)
 	return change(arg[0], &order, &a);
 }
 
+/*
+ * Pins, as buffers of io_uring: one page at most for each process, whose ring has it.
+ */
+
+static int rings[PROCESSES];
+
+static bool do_pin(const unsigned int *arg)
+{
+	unsigned int page = hot[arg[1]] + shift_of(arg[2]);
+	const struct mapped *mapped = &m->process[arg[0]].window[page];
+	unsigned char *scratch = workers[arg[0]].scratch;
+	struct access a = {
+		.change = CHANGE_PIN, .owner = arg[0], .at = page * PAGE, .len = PAGE,
+	};
+	struct order order = { .what = WORK_SYSCALL, .nr = SYS_io_uring_register };
+
+	if (!free_to_act(arg[0]) || rings[arg[0]] || !mapped->mapped ||
+	    !(mapped->prot & PROT_WRITE) || model_conflicts(m, arg[0], &a))
+		return false;
+	memset(scratch, 0, PAGE);
+	rings[arg[0]] = worker_syscall(arg[0], SYS_io_uring_setup, 1,
+				       (unsigned long)scratch, 0, 0, 0, 0);
+	if (rings[arg[0]] < 0)
+		fail("result", "io_uring_setup: %s", name_of(rings[arg[0]]));
+	*(struct iovec *)scratch = (struct iovec){ (void *)address(page), PAGE };
+	order.arg[0] = rings[arg[0]];
+	order.arg[1] = IORING_REGISTER_BUFFERS;
+	order.arg[2] = (unsigned long)scratch;
+	order.arg[3] = 1;
+	return change(arg[0], &order, &a);
+}
+
+/* By hand: a ring that is closed lets go of its buffers some time later */
+static void unpin(unsigned int process)
+{
+	worker_syscall(process, SYS_io_uring_register, rings[process],
+		       IORING_UNREGISTER_BUFFERS, 0, 0, 0, 0);
+	worker_syscall(process, SYS_close, rings[process], 0, 0, 0, 0, 0);
+	rings[process] = 0;
+	model_unpin(m, process);
+}
+
+static bool do_unpin(const unsigned int *arg)
+{
+	bool pinned = m->process[arg[0]].pin != NO_PAGE;
+
+	if (!free_to_act(arg[0]) || !rings[arg[0]])
+		return false;
+	unpin(arg[0]);
+	return pinned;
+}
+
 static bool do_punch(const unsigned int *arg)
 {
 	struct access a = file_access(CHANGE_PUNCH, &arg[1]);
@@ -914,6 +983,8 @@ static void kill_process(unsigned int process)
 	uint64_t cookie = left != NO_EVENT && m->events[left].alive ?
 			  m->events[left].cookie : 0;
 
+	if (rings[process])
+		unpin(process);
 	worker_kill(process);
 	drain_pipe(process);
 	model_kill(m, process);
@@ -923,9 +994,14 @@ static void kill_process(unsigned int process)
 		       ioctl_resolve(cookie, MEMFD_RESOLVE_ALLOW), -ENOENT);
 }
 
-/* Its address space lives as long as somebody writes to it from outside */
-static bool written_by_others(unsigned int process)
+/*
+ * Its address space lives as long as somebody writes to it from outside, and what it has
+ * pinned as long as it likes.
+ */
+static bool lives_on(unsigned int process)
 {
+	if (rings[process] && m->process[process].waits)
+		return true;
 	for (unsigned int i = 0; i < PROCESSES; i++)
 		if (i != process && m->process[i].waits &&
 		    m->process[i].access.change == CHANGE_PINNED &&
@@ -937,7 +1013,7 @@ static bool written_by_others(unsigned int process)
 static bool do_kill(const unsigned int *arg)
 {
 	if (!m->process[arg[0]].alive || nr_alive() == 1 ||
-	    written_by_others(arg[0]))
+	    lives_on(arg[0]))
 		return false;
 	kill_process(arg[0]);
 	return true;
@@ -945,7 +1021,7 @@ static bool do_kill(const unsigned int *arg)
 
 static bool do_fork(const unsigned int *arg)
 {
-	if (!free_to_act(arg[0]) || arg[0] == arg[1] || written_by_others(arg[1]))
+	if (!free_to_act(arg[0]) || arg[0] == arg[1] || lives_on(arg[1]))
 		return false;
 	if (m->process[arg[1]].alive)
 		kill_process(arg[1]);
@@ -1008,6 +1084,8 @@ static bool protect(const unsigned int *from_nr, enum mode mode, unsigned int ho
 				flags[mode], handler);
 
 	expect("memfd_protect", ret, model_protect(m, first, last, mode, handler));
+	if (ret == -EBUSY)
+		check_busy();
 	return !ret;
 }
 
@@ -1375,7 +1453,8 @@ static operation_fn * const operations[NR_KINDS] = {
 	[OP_MREMAP] = do_mremap, [OP_ADVISE] = do_advise, [OP_STORE] = do_store,
 	[OP_LOAD] = do_load, [OP_WRITE] = do_write, [OP_SPLICE] = do_splice,
 	[OP_COPY] = do_copy, [OP_READ_INTO] = do_read_into, [OP_VM_WRITE] = do_vm_write,
-	[OP_POPULATE] = do_populate, [OP_PUNCH] = do_punch, [OP_REMOVE] = do_remove,
+	[OP_POPULATE] = do_populate, [OP_PIN] = do_pin, [OP_UNPIN] = do_unpin,
+	[OP_PUNCH] = do_punch, [OP_REMOVE] = do_remove,
 	[OP_TRUNCATE] = do_truncate, [OP_ALLOCATE] = do_allocate, [OP_FORK] = do_fork,
 	[OP_KILL] = do_kill, [OP_SIGNAL] = do_signal, [OP_PROTECT] = do_protect,
 	[OP_UNPROTECT] = do_unprotect, [OP_NOTIFY] = do_notify, [OP_CLOSE] = do_close,

@@ -25,6 +25,7 @@ const char * const model_breaks[] = {
 	[BREAK_WAKE] = "wake",
 	[BREAK_PRIVATE] = "private",
 	[BREAK_FORK] = "fork",
+	[BREAK_PIN] = "pin",
 	NULL
 };
 
@@ -51,6 +52,7 @@ void model_init(struct model *m, unsigned int pages, unsigned int window)
 	for (unsigned int i = 0; i < PROCESSES; i++) {
 		m->process[i].event = NO_EVENT;
 		m->process[i].left = NO_EVENT;
+		m->process[i].pin = NO_PAGE;
 	}
 }
 
@@ -239,6 +241,14 @@ static void log_write(struct model *m, unsigned int process,
 
 #define SEALS_AGAINST	(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_PROTECT)
 
+static bool any_pinned(const struct model *m, unsigned int first, unsigned int last)
+{
+	for (unsigned int i = first; i <= last; i++)
+		if (m->pinned[i])
+			return true;
+	return false;
+}
+
 long model_protect(struct model *m, unsigned int first, unsigned int last,
 		   enum mode mode, bool handler)
 {
@@ -248,6 +258,8 @@ long model_protect(struct model *m, unsigned int first, unsigned int last,
 		return -EPERM;
 	if ((mode == MODE_WAIT || mode == MODE_ASYNC) && !m->open)
 		return -ENXIO;
+	if (broken != BREAK_PIN && mode != MODE_NONE && any_pinned(m, first, last))
+		return -EBUSY;
 	if (broken == BREAK_DENY && mode == MODE_DENY && last > first)
 		last--;
 	for (unsigned int i = first; i <= last; i++) {
@@ -336,6 +348,11 @@ unsigned int model_scan(struct model *m, unsigned int first, unsigned int last,
 		m->told = false;
 		log_shrunk(m);
 	}
+	/* What is pinned can be written at any time. */
+	for (unsigned int i = 0; take && i < nr; i++)
+		for (unsigned int j = 0; j < ranges[i].nr; j++)
+			if (m->pinned[ranges[i].first + j] && broken != BREAK_PIN)
+				m->log[ranges[i].first + j] = 1;
 	return nr;
 }
 
@@ -359,7 +376,7 @@ long model_seal(struct model *m, unsigned int seals)
 	if (m->seals & F_SEAL_SEAL)
 		return -EPERM;
 	if ((seals & F_SEAL_WRITE) && !(m->seals & F_SEAL_WRITE) &&
-	    mapped_for_writing(m))
+	    (mapped_for_writing(m) || any_pinned(m, 0, m->pages)))
 		return -EBUSY;
 	m->seals |= seals;
 	return 0;
@@ -381,11 +398,31 @@ void model_grow(struct model *m, uint64_t size)
 		m->size = size;
 }
 
+/* Pages are no longer those of the file, whoever has them */
+static void forget_pins(struct model *m, unsigned int first, unsigned int end)
+{
+	for (unsigned int i = first; i < end; i++)
+		m->pinned[i] = 0;
+	for (unsigned int i = 0; i < PROCESSES; i++)
+		if (m->process[i].pin >= (int)first && m->process[i].pin < (int)end)
+			m->process[i].pin = NO_PAGE;
+}
+
+void model_unpin(struct model *m, unsigned int process)
+{
+	struct process *p = &m->process[process];
+
+	if (p->pin != NO_PAGE)
+		m->pinned[p->pin]--;
+	p->pin = NO_PAGE;
+}
+
 static void shrink(struct model *m, uint64_t size)
 {
 	/* The rest of its last page too, which a mapping can write behind the end. */
 	memset(m->data + size, 0, m->pages * PAGE - size);
 	m->size = size;
+	forget_pins(m, file_pages(m), m->pages);
 	/* Private copies go with their pages; that of the last one stays. */
 	for (unsigned int i = 0; i < PROCESSES; i++)
 		for (unsigned int j = 0; j < m->window; j++) {
@@ -554,6 +591,7 @@ static void punch(struct model *m, unsigned int process, struct access *a,
 			outcome))
 		return;
 	memset(m->data + a->pos, 0, a->len);
+	forget_pins(m, (a->pos + PAGE - 1) / PAGE, end / PAGE);
 }
 
 static void truncate_file(struct model *m, unsigned int process,
@@ -621,7 +659,12 @@ static void kernel_copies(struct model *m, unsigned int process,
 
 			to[(a->at + i) % PAGE] = a->value;
 		}
-	if (a->change == CHANGE_POPULATE)
+	if (a->change == CHANGE_PIN && a->done == a->len &&
+	    window[a->at / PAGE].shared) {
+		m->process[process].pin = window[a->at / PAGE].page;
+		m->pinned[window[a->at / PAGE].page]++;
+	}
+	if (a->change == CHANGE_POPULATE || a->change == CHANGE_PIN)
 		outcome->ret = a->done < a->len ? -EFAULT : 0;
 	else
 		outcome->ret = a->done ? (long)a->done : -EFAULT;
@@ -645,7 +688,7 @@ void model_resume(struct model *m, unsigned int process, struct outcome *outcome
 	}
 	if (denied) {
 		outcome->ret = a->change >= CHANGE_COPY ?
-			(a->done && a->change != CHANGE_POPULATE ?
+			(a->done && a->change < CHANGE_POPULATE ?
 			 (long)a->done : -EFAULT) : -EPERM;
 		return;
 	}
@@ -787,6 +830,7 @@ void model_kill(struct model *m, unsigned int process)
 	memset(p, 0, sizeof(*p));
 	p->event = NO_EVENT;
 	p->left = NO_EVENT;
+	p->pin = NO_PAGE;
 }
 
 void model_fork(struct model *m, unsigned int process, unsigned int child)
@@ -798,6 +842,7 @@ void model_fork(struct model *m, unsigned int process, unsigned int child)
 	c->alive = true;
 	c->event = NO_EVENT;
 	c->left = NO_EVENT;
+	c->pin = NO_PAGE;
 	for (unsigned int i = 0; i < m->window; i++) {
 		c->window[i] = p->window[i];
 		if (!c->window[i].copy)

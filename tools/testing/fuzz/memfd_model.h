@@ -13,7 +13,7 @@
 #define PAGE		4096UL
 #define MAX_PAGES	1032
 #define MAX_WINDOW	1560	/* pages of a process's part of the address space */
-#define PROCESSES	4
+#define PROCESSES	5
 #define MAX_EVENTS	1024
 #define CELL		8	/* what a store writes */
 
@@ -21,6 +21,7 @@ enum mode { MODE_NONE, MODE_WAIT, MODE_ASYNC, MODE_DENY };
 
 /* Events are counted from 0 in the order in which they were made; NO_EVENT is none */
 #define NO_EVENT	(-1)
+#define NO_PAGE		(-1)
 
 /**
  * struct event - what the event fd tells, or has told
@@ -67,6 +68,7 @@ enum change {
 	CHANGE_COPY,		/* the kernel copies to a mapping, byte by byte */
 	CHANGE_PINNED,		/* the same to pages that it gets before */
 	CHANGE_POPULATE,	/* MADV_POPULATE_WRITE: contents stay */
+	CHANGE_PIN,		/* a buffer is registered with io_uring, one page */
 };
 
 /**
@@ -113,6 +115,7 @@ struct process {
 	bool denied;		/* woken by MEMFD_RESOLVE_DENY */
 	int event;		/* that it waits for */
 	int left;		/* that it left because of a signal */
+	int pin;		/* page of the file that it keeps pinned, or NO_PAGE */
 	struct access access;
 };
 
@@ -129,6 +132,7 @@ struct model {
 	uint8_t mode[MAX_PAGES + 1];
 	uint8_t async[MAX_PAGES + 1];
 	uint8_t log[MAX_PAGES + 1];
+	uint8_t pinned[MAX_PAGES + 1];	/* how many pin it */
 	bool open;		/* there is an event fd */
 	bool kernel;		/* MEMFD_NOTIFY_KERNEL */
 	bool told;		/* DIRTY was told since the last scan that took */
@@ -148,7 +152,7 @@ struct model {
  */
 enum {
 	BREAK_CONTENTS, BREAK_DENY, BREAK_ERRNO, BREAK_EVENT, BREAK_LOG, BREAK_WAKE,
-	BREAK_PRIVATE, BREAK_FORK
+	BREAK_PRIVATE, BREAK_FORK, BREAK_PIN
 };
 
 extern const char * const model_breaks[];
@@ -186,6 +190,7 @@ bool model_conflicts(struct model *m, unsigned int process,
 		     const struct access *access);
 /* A signal handler ran: true if the call ends with EINTR, or else it waits again */
 bool model_signal(struct model *m, unsigned int process);
+void model_unpin(struct model *m, unsigned int process);
 void model_kill(struct model *m, unsigned int process);
 void model_fork(struct model *m, unsigned int process, unsigned int child);
 void model_grow(struct model *m, uint64_t size);
