@@ -51,7 +51,7 @@ $(BENCH:%=$(BIN)/%): $(BIN)/%: $(TOP)/bench/%.c $(HDR)/.installed | $(BIN)
 $(FUZZ:%=$(BIN)/%): $(BIN)/%: $(TOP)/tools/testing/fuzz/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDLIBS)
 $(FUZZ:%=$(BIN)/%): $(addprefix $(TOP)/tools/testing/fuzz/,fuzz.c worker.c fuzz.h worker.h)
-$(BIN)/memfd_fuzz: $(addprefix $(TOP)/tools/testing/fuzz/,memfd_model.c memfd_model.h)
+$(BIN)/memfd_fuzz: $(wildcard $(TOP)/tools/testing/fuzz/memfd_*.[ch])
 
 $(BIN)/memfd_test: $(SELF)/memfd/memfd_test.c $(SELF)/memfd/common.c $(HDR)/.installed | $(BIN)
 	$(CC) -isystem $(HDR) $(CFLAGS) -D_FILE_OFFSET_BITS=64 -w -o $@ $(filter %.c,$^) $(LDLIBS)

@@ -70,6 +70,28 @@ void counted(unsigned int counter)
 			   __ATOMIC_RELAXED);
 }
 
+const char *name_of(long ret)
+{
+	static char text[2][32];
+	static unsigned int which;
+	char *to = text[which++ % 2];
+
+	if (ret < 0)
+		snprintf(to, sizeof(text[0]), "%s", strerrorname_np(-ret));
+	else
+		snprintf(to, sizeof(text[0]), ret < 1 << 20 ? "%ld" : "%#lx", ret);
+	return to;
+}
+
+bool write_text(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY | O_CLOEXEC);
+	bool ok = file >= 0 && write(file, text, strlen(text)) > 0;
+
+	close(file);
+	return ok;
+}
+
 /*
  * Random numbers: splitmix64
  */

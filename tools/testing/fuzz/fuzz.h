@@ -79,6 +79,12 @@ void worked(unsigned int kind);
 /* Counts something else that is to happen now and then */
 void counted(unsigned int counter);
 
+/* What a system call returned, for people; two at a time. Errors are negative. */
+const char *name_of(long ret);
+
+/* Writes to a file such as those in /proc and /sys */
+bool write_text(const char *path, const char *text);
+
 /* What --break said: a place in fuzzer.breaks, or -1 */
 extern int broken;
 

@@ -151,19 +151,6 @@ static int source;
 
 #define fail(what, ...) found(now, what, __VA_ARGS__)
 
-static const char *name_of(long ret)
-{
-	static char text[2][32];
-	static unsigned int which;
-	char *to = text[which++ % 2];
-
-	if (ret < 0)
-		snprintf(to, sizeof(text[0]), "%s", strerrorname_np(-ret));
-	else
-		snprintf(to, sizeof(text[0]), "%#lx", ret);
-	return to;
-}
-
 static unsigned int worker_of(unsigned int world, unsigned int process)
 {
 	return world * PROCS + process;
@@ -732,15 +719,6 @@ static bool do_scan(const unsigned int *arg)
 /*
  * What is to make no difference
  */
-
-static bool write_text(const char *path, const char *text)
-{
-	int file = open(path, O_WRONLY | O_CLOEXEC);
-	bool ok = file >= 0 && write(file, text, strlen(text)) > 0;
-
-	close(file);
-	return ok;
-}
 
 static bool do_reclaim(const unsigned int *arg)
 {

@@ -17,7 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define LONG_MS	(impatient ? 6000 : 60000)
+#define LONG_MS	(impatient ? 3000 : 60000)
 
 struct worker workers[MAX_WORKERS];
 
