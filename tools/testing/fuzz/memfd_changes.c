@@ -102,7 +102,10 @@ bool do_load(const unsigned int *arg)
 {
 	unsigned int nr = hot[arg[1]] + shift_of(arg[2]);
 	const struct mapped *page = &m->process[arg[0]].window[nr];
-	struct order order = { .what = WORK_LOAD, .arg = { address(nr) } };
+	struct order order = {
+		.what = WORK_LOAD, .arg = { address(nr) + arg[3] * CELL },
+	};
+	const unsigned char *data;
 	struct answer got;
 	uint64_t want;
 	int sig = 0;
@@ -119,8 +122,8 @@ bool do_load(const unsigned int *arg)
 		fail("signal", "load: signal %d, not %d", got.sig, sig);
 	if (sig)
 		return false;
-	memcpy(&want, page->copy ? page->copy : m->data + page->page * PAGE,
-	       sizeof(want));
+	data = page->copy ? page->copy : m->data + page->page * PAGE;
+	memcpy(&want, data + arg[3] * CELL, sizeof(want));
 	if (got.value != want)
 		fail("contents", "load of page %u in window: %#llx, not %#llx", nr,
 		     (unsigned long long)got.value, (unsigned long long)want);

@@ -39,7 +39,7 @@ static const struct op_kind kinds[NR_KINDS] = {
 	[OP_MREMAP] = { "mremap", 8, { P, RANGE, PLACE, { "to", 6 } } },
 	[OP_ADVISE] = { "advise", 14, { P, RANGE, PLACE, { "advice", 8 } } },
 	[OP_STORE] = { "store", 120, { P, AT, PLACE, { "value", VALUES } } },
-	[OP_LOAD] = { "load", 30, { P, AT, PLACE } },
+	[OP_LOAD] = { "load", 30, { P, AT, PLACE, { "cell", PROCESSES } } },
 	[OP_WRITE] = { "write", 30, { P, AT, { "in", 4 }, { "len", 9 },
 				      { "value", VALUES }, { "nowait", 4 }, { "fd", 2 } } },
 	[OP_SPLICE] = { "splice", 8, { P, AT, { "in", 4 }, { "len", 9 },
