@@ -67,7 +67,7 @@ void check_busy(void)
 
 	read_fdinfo(info, sizeof(info));
 	busy = field(info, "\nprotect_busy:\t");
-	if (busy < 0 || busy % PAGE || busy / PAGE >= m->pages || !m->pinned[busy / PAGE])
+	if (busy < 0 || busy % PAGE || busy / PAGE >= m->pages || !model_pinned(m, busy / PAGE))
 		fail("figure", "protect_busy is %ld, which nobody has pinned", busy);
 	counted(COUNT_BUSY);
 }

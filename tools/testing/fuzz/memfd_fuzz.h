@@ -148,6 +148,16 @@ static inline bool free_to_act(unsigned int process)
 	return m->process[process].alive && !m->process[process].waits;
 }
 
+/* Nobody is writing to its memory from outside: it may change what is mapped there */
+static inline bool free_to_map(unsigned int process)
+{
+	for (unsigned int i = 0; i < PROCESSES; i++)
+		if (m->process[i].waits && m->process[i].access.change == CHANGE_PINNED &&
+		    m->process[i].access.owner == process)
+			return false;
+	return free_to_act(process);
+}
+
 /* memfd_check.c: what the kernel has to agree with */
 void check_busy(void);
 void check_figures(void);

@@ -27,7 +27,7 @@ bool do_mmap(const unsigned int *arg)
 	unsigned int first = hot[arg[1]];
 	long want = address(r.first);
 
-	if (!free_to_act(arg[0]))
+	if (!free_to_map(arg[0]))
 		return false;
 	if (shared) {
 		bool sealed = m->seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
@@ -56,7 +56,7 @@ bool do_munmap(const unsigned int *arg)
 {
 	struct range r = range_of(&arg[1], arg[3]);
 
-	if (!free_to_act(arg[0]))
+	if (!free_to_map(arg[0]))
 		return false;
 	expect("munmap", worker_syscall(arg[0], SYS_munmap, address(r.first),
 					bytes_of(r), 0, 0, 0, 0), 0);
@@ -71,7 +71,7 @@ bool do_mprotect(const unsigned int *arg)
 	int prot = prot_of(arg[4]);
 	long want = 0;
 
-	if (!free_to_act(arg[0]))
+	if (!free_to_map(arg[0]))
 		return false;
 	for (unsigned int i = r.first; i <= r.last && !want; i++) {
 		if (!window[i].mapped)
@@ -94,7 +94,7 @@ bool do_mremap(const unsigned int *arg)
 
 	to.first = hot[arg[1]] + shift_of(arg[4]);
 	to.last = to.first + r.last - r.first;
-	if (!free_to_act(arg[0]) || !uniform(arg[0], r) ||
+	if (!free_to_map(arg[0]) || !uniform(arg[0], r) ||
 	    (to.first <= r.last && to.last >= r.first))
 		return false;
 	/* Before, because it is unmapped even if the rest fails. */
@@ -131,7 +131,7 @@ bool do_advise(const unsigned int *arg)
 	int advice = advices[arg[4]].advice;
 	long want = 0, ret;
 
-	if (!free_to_act(arg[0]))
+	if (!free_to_map(arg[0]))
 		return false;
 	for (unsigned int i = r.first; i <= r.last; i++) {
 		if (!window[i].mapped)
@@ -203,7 +203,7 @@ bool do_kill(const unsigned int *arg)
 
 bool do_fork(const unsigned int *arg)
 {
-	if (!free_to_act(arg[0]) || arg[0] == arg[1] || lives_on(arg[1]))
+	if (!free_to_map(arg[0]) || arg[0] == arg[1] || lives_on(arg[1]))
 		return false;
 	if (m->process[arg[1]].alive)
 		kill_process(arg[1]);

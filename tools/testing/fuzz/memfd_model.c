@@ -241,10 +241,31 @@ static void log_write(struct model *m, unsigned int process,
 
 #define SEALS_AGAINST	(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_PROTECT)
 
+/* process_vm_writev() waits for one page, and has those before it */
+static bool pinned_by_waiter(const struct model *m, unsigned int page)
+{
+	for (unsigned int i = 0; i < PROCESSES; i++) {
+		const struct access *a = &m->process[i].access;
+		const struct mapped *window = m->process[a->owner].window;
+
+		if (!m->process[i].waits || a->change != CHANGE_PINNED || !a->done)
+			continue;
+		for (uint64_t at = a->at / PAGE; at <= (a->at + a->done - 1) / PAGE; at++)
+			if (window[at].shared && window[at].page == page)
+				return true;
+	}
+	return false;
+}
+
+bool model_pinned(const struct model *m, unsigned int page)
+{
+	return m->pinned[page] || pinned_by_waiter(m, page);
+}
+
 static bool any_pinned(const struct model *m, unsigned int first, unsigned int last)
 {
 	for (unsigned int i = first; i <= last; i++)
-		if (m->pinned[i])
+		if (model_pinned(m, i))
 			return true;
 	return false;
 }
@@ -351,7 +372,7 @@ unsigned int model_scan(struct model *m, unsigned int first, unsigned int last,
 	/* What is pinned can be written at any time. */
 	for (unsigned int i = 0; take && i < nr; i++)
 		for (unsigned int j = 0; j < ranges[i].nr; j++)
-			if (m->pinned[ranges[i].first + j] && broken != BREAK_PIN)
+			if (model_pinned(m, ranges[i].first + j) && broken != BREAK_PIN)
 				m->log[ranges[i].first + j] = 1;
 	return nr;
 }
@@ -776,6 +797,11 @@ bool model_conflicts(struct model *m, unsigned int process,
 {
 	unsigned int first, last;
 
+	/* What is written to a page that the file has no more is lost. */
+	for (unsigned int i = 0; i < PROCESSES; i++)
+		if (m->process[i].waits && m->process[i].access.change == CHANGE_PINNED &&
+		    (a->change == CHANGE_PUNCH || a->change == CHANGE_TRUNCATE))
+			return true;
 	if (!would_wait(m, a))
 		return false;
 	pages_of(m, a, &first, &last);

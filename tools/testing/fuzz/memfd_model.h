@@ -190,6 +190,8 @@ bool model_conflicts(struct model *m, unsigned int process,
 		     const struct access *access);
 /* A signal handler ran: true if the call ends with EINTR, or else it waits again */
 bool model_signal(struct model *m, unsigned int process);
+/* Whether somebody may write to a page who need not ask any more */
+bool model_pinned(const struct model *m, unsigned int page);
 void model_unpin(struct model *m, unsigned int process);
 void model_kill(struct model *m, unsigned int process);
 void model_fork(struct model *m, unsigned int process, unsigned int child);
