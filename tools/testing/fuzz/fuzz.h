@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OP_ARGS		7
+#define OP_ARGS		8
 #define MAX_OPS		1024
 
 /**

@@ -110,7 +110,8 @@ static const struct op_kind kinds[NR_KINDS] = {
 	[OP_KILL] = { "kill", 4, { P } },
 	[OP_CLEAR_REFS] = { "clear-refs", 3, { P, { "what", 5 } } },
 	[OP_UFFD] = { "uffd", 6, { P, RANGE, PLACE, { "unregister", 3 } } },
-	[OP_UFFD_WP] = { "uffd-wp", 8, { P, RANGE, PLACE, { "wp", 3 } } },
+	[OP_UFFD_WP] = { "uffd-wp", 8, { P, RANGE, PLACE, { "wp", 3 },
+					 { "registered", 3 } } },
 	[OP_PROTECT] = { "protect", 15, { RANGE, { "mode", 4 } } },
 	[OP_SCAN] = { "scan", 4, { { "take", 2 } } },
 	[OP_RECLAIM] = { "reclaim", 3, { { "unused", 1 } } },
@@ -497,6 +498,8 @@ static bool uffd_ioctl(unsigned int process, unsigned long request, const void *
 	return !ret[0];
 }
 
+static struct uffdio_range registered[PROCS];	/* what was last */
+
 static bool do_uffd(const unsigned int *arg)
 {
 	struct range r = file_range(&arg[1]);
@@ -508,7 +511,10 @@ static bool do_uffd(const unsigned int *arg)
 	get_uffd(arg[0]);
 	if (!arg[4])
 		return uffd_ioctl(arg[0], UFFDIO_UNREGISTER, &to.range, sizeof(to.range));
-	return uffd_ioctl(arg[0], UFFDIO_REGISTER, &to, sizeof(to));
+	if (!uffd_ioctl(arg[0], UFFDIO_REGISTER, &to, sizeof(to)))
+		return false;
+	registered[arg[0]] = to.range;
+	return true;
 }
 
 static bool do_uffd_wp(const unsigned int *arg)
@@ -519,8 +525,10 @@ static bool do_uffd_wp(const unsigned int *arg)
 		.mode = arg[4] ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
 	};
 
+	if (arg[5] && registered[arg[0]].len)
+		wp.range = registered[arg[0]];
 	/* Where there is no page, markers are put into page tables: not into so many. */
-	if (!uffd[0][arg[0]] || r.end - r.first > FEW)
+	if (!uffd[0][arg[0]] || wp.range.len > FEW * PAGE)
 		return false;
 	return uffd_ioctl(arg[0], UFFDIO_WRITEPROTECT, &wp, sizeof(wp));
 }

@@ -31,7 +31,8 @@ enum kind {
 static const struct op_kind kinds[NR_KINDS] = {
 	[OP_FILE] = { "file", 0, { { "tables", 2 }, { "share", 2 }, { "plain", 12 },
 				   { "seals", 3 }, { "pages", 2 * HOT },
-				   { "mapped", 8 }, { "notify", 8 } } },
+				   { "mapped", 8 }, { "notify", 8 },
+				   { "all", 5 } } },
 	[OP_MMAP] = { "mmap", 16, { P, RANGE, PLACE, { "prot", 6 }, { "private", 4 },
 				    { "fd", 6 } } },
 	[OP_MUNMAP] = { "munmap", 3, { P, RANGE, PLACE } },
@@ -191,6 +192,9 @@ static void prepare(const unsigned int *arg)
 	}
 	if (arg[6])
 		do_notify((unsigned int []){ arg[6] > 2 });
+	/* All of it waits, or is logged, from the beginning. */
+	if (m->open && arg[7] && arg[7] < 3)
+		do_protect((unsigned int []){ 0, 0, arg[7] - 1, 0 });
 }
 
 /* Events of now tell who is a process now */
