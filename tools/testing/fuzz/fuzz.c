@@ -537,7 +537,7 @@ static bool print_tally(unsigned long programs)
 		printf("# %-12s %8lu run %8lu worked\n", fuzzer->kinds[i].name,
 		       t->run, t->worked);
 		/* Of few nothing can be said. */
-		if (t->run >= 1000 && !t->worked) {
+		if (fuzzer->kinds[i].weight && t->run >= 1000 && !t->worked) {
 			printf("# %s never worked\n", fuzzer->kinds[i].name);
 			all = false;
 		}

@@ -305,6 +305,7 @@ bool do_populate(const unsigned int *arg)
  */
 
 int rings[PROCESSES];
+bool pinning[PROCESSES];
 
 bool do_pin(const unsigned int *arg)
 {
@@ -316,12 +317,14 @@ bool do_pin(const unsigned int *arg)
 	};
 	struct order order = { .what = WORK_SYSCALL, .nr = SYS_io_uring_register };
 
-	if (!free_to_act(arg[0]) || rings[arg[0]] || !mapped->mapped ||
+	if (!free_to_act(arg[0]) || pinning[arg[0]] || !mapped->mapped ||
 	    !(mapped->prot & PROT_WRITE) || model_conflicts(m, arg[0], &a))
 		return false;
 	memset(scratch, 0, PAGE);
-	rings[arg[0]] = worker_syscall(arg[0], SYS_io_uring_setup, 1,
-				       (unsigned long)scratch, 0, 0, 0, 0);
+	/* It stays: closing one wakes those who made it, some time later. */
+	if (!rings[arg[0]])
+		rings[arg[0]] = worker_syscall(arg[0], SYS_io_uring_setup, 1,
+					       (unsigned long)scratch, 0, 0, 0, 0);
 	if (rings[arg[0]] < 0)
 		fail("result", "io_uring_setup: %s", name_of(rings[arg[0]]));
 	*(struct iovec *)scratch = (struct iovec){ (void *)address(page), PAGE };
@@ -329,6 +332,7 @@ bool do_pin(const unsigned int *arg)
 	order.arg[1] = IORING_REGISTER_BUFFERS;
 	order.arg[2] = (unsigned long)scratch;
 	order.arg[3] = 1;
+	pinning[arg[0]] = true;
 	return change(arg[0], &order, &a);
 }
 
@@ -337,8 +341,7 @@ void unpin(unsigned int process)
 {
 	worker_syscall(process, SYS_io_uring_register, rings[process],
 		       IORING_UNREGISTER_BUFFERS, 0, 0, 0, 0);
-	worker_syscall(process, SYS_close, rings[process], 0, 0, 0, 0, 0);
-	rings[process] = 0;
+	pinning[process] = false;
 	model_unpin(m, process);
 }
 
@@ -346,7 +349,7 @@ bool do_unpin(const unsigned int *arg)
 {
 	bool pinned = m->process[arg[0]].pin != NO_PAGE;
 
-	if (!free_to_act(arg[0]) || !rings[arg[0]])
+	if (!free_to_act(arg[0]) || !pinning[arg[0]])
 		return false;
 	unpin(arg[0]);
 	return pinned;

@@ -158,3 +158,47 @@ void check_waiters(void)
 			fail("wait", "process %u does not wait: %s, signal %d", i,
 			     name_of(answer.ret), answer.sig);
 }
+
+static void check_probe(unsigned int process, const struct probe *probe)
+{
+	const unsigned long at = probe->addr - BASE;
+	const struct mapped *page = &m->process[process].window[at / PAGE];
+	const unsigned char *data;
+	uint64_t want = 0;
+	int sig = 0;
+
+	if (!page->mapped || page->prot == PROT_NONE) {
+		sig = SIGSEGV;
+	} else if (page->page >= (m->size + PAGE - 1) / PAGE) {
+		sig = SIGBUS;
+	} else {
+		data = page->copy ? page->copy : m->data + page->page * PAGE;
+		memcpy(&want, data + at % PAGE, sizeof(want));
+	}
+	if (probe->sig != sig)
+		fail("signal", "process %u, load at %#lx: signal %d, not %d", process, at,
+		     probe->sig, sig);
+	if (!sig && probe->value != want)
+		fail("contents", "process %u, load at %#lx: %#llx, not %#llx", process, at,
+		     (unsigned long long)probe->value, (unsigned long long)want);
+}
+
+/* All that a process can load, and that anybody has stored */
+void check_window(unsigned int process)
+{
+	struct probe *probe = (struct probe *)workers[process].scratch;
+	struct order order = { .what = WORK_PROBE };
+	struct answer answer;
+	unsigned int nr = 0;
+
+	for (unsigned int i = 0; i < HOT; i++)
+		for (unsigned int place = 3; place < 6; place++)
+			for (unsigned int cell = 0; cell < PROCESSES; cell++)
+				probe[nr++].addr = address(hot[i] + shift_of(place)) +
+						   cell * CELL;
+	order.arg[0] = nr;
+	if (!worker_does(process, &order, &answer))
+		fail("wait", "process %u waits for loads, or died", process);
+	for (unsigned int i = 0; i < nr; i++)
+		check_probe(process, &probe[i]);
+}

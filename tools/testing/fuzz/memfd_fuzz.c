@@ -237,6 +237,9 @@ static void run(const struct program *what)
 	}
 	check_contents(true);
 	for (unsigned int i = 0; i < PROCESSES; i++)
+		if (free_to_act(i))
+			check_window(i);
+	for (unsigned int i = 0; i < PROCESSES; i++)
 		worker_kill(i);
 }
 

@@ -163,9 +163,11 @@ void check_busy(void);
 void check_figures(void);
 void check_contents(bool all);
 void check_waiters(void);
+void check_window(unsigned int process);	/* of one that does not wait */
 
 /* memfd_changes.c: what changes the file */
-extern int rings[PROCESSES];		/* that pin a page; 0: none */
+extern int rings[PROCESSES];		/* of io_uring; 0: none */
+extern bool pinning[PROCESSES];		/* it has tried to pin a page */
 void drain_pipe(unsigned int process);
 void check_outcome(unsigned int process, const struct outcome *want);
 void settle(void);

@@ -165,8 +165,9 @@ static void kill_process(unsigned int process)
 	uint64_t cookie = left != NO_EVENT && m->events[left].alive ?
 			  m->events[left].cookie : 0;
 
-	if (rings[process])
+	if (pinning[process])
 		unpin(process);
+	rings[process] = 0;
 	worker_kill(process);
 	drain_pipe(process);
 	model_kill(m, process);
@@ -182,7 +183,7 @@ static void kill_process(unsigned int process)
  */
 static bool lives_on(unsigned int process)
 {
-	if (rings[process] && m->process[process].waits)
+	if (pinning[process] && m->process[process].waits)
 		return true;
 	for (unsigned int i = 0; i < PROCESSES; i++)
 		if (i != process && m->process[i].waits &&
@@ -210,6 +211,7 @@ bool do_fork(const unsigned int *arg)
 	if (!worker_fork(arg[0], arg[1]))
 		fail("result", "process %u cannot fork", arg[0]);
 	model_fork(m, arg[0], arg[1]);
+	check_window(arg[1]);
 	return true;
 }
 
