@@ -247,9 +247,26 @@ static unsigned long huge_shmem_kb(void)
 	return kb;
 }
 
-static void test_memfd_huge(void)
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE	25
+#endif
+
+/* Not by a pin, but alike: small entries of a huge page, dirty, give way to a huge one */
+static void collapse_and_report(char *mem, size_t unit, const char *what)
 {
-	const char *what = "huge page of a memfd, read before";
+	mprotect(mem, pagesize, PROT_READ);
+	read_units(mem, unit);
+	mprotect(mem, pagesize, PROT_READ | PROT_WRITE);
+	memset(mem, NEW, unit);
+	if (madvise(mem, unit, MADV_COLLAPSE))
+		ksft_test_result_skip("%s: MADV_COLLAPSE: %m\n", what);
+	else
+		report(mem, unit, what);
+}
+
+static void test_memfd_huge(void (*test)(char *mem, size_t unit, const char *what),
+			    const char *what)
+{
 	size_t unit = read_pmd_pagesize();
 	char was[32], *mem;
 	int fd;
@@ -263,7 +280,7 @@ static void test_memfd_huge(void)
 	if (fd >= 0 && mem) {
 		read_units(mem, unit);
 		if (huge_shmem_kb() == 2 * unit / 1024)
-			write_and_report(mem, unit, what);
+			test(mem, unit, what);
 		else
 			ksft_test_result_skip("%s: small pages\n", what);
 		munmap(mem, 2 * unit);
@@ -350,12 +367,13 @@ int main(void)
 	pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
 
 	ksft_print_header();
-	ksft_set_plan(6);
+	ksft_set_plan(7);
 	if (pagemap_fd < 0)
 		ksft_exit_fail_msg("/proc/self/pagemap: %m\n");
 	test_memfd();
 	test_shared_anon();
-	test_memfd_huge();
+	test_memfd_huge(write_and_report, "huge page of a memfd, read before");
+	test_memfd_huge(collapse_and_report, "small entries of one, read before");
 	test_swapped_anon();
 	test_udmabuf(false);
 	test_udmabuf(true);
