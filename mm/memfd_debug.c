@@ -22,6 +22,10 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_WP_RECHECK] = "wp_recheck",
 	[MEMFD_HOOK_PTE] = "pte",
 	[MEMFD_HOOK_PMD] = "pmd",
+	[MEMFD_HOOK_HUGE] = "huge",
+	[MEMFD_HOOK_SPLIT] = "split",
+	[MEMFD_HOOK_TOLD] = "told",
+	[MEMFD_HOOK_ZAP] = "zap",
 	[MEMFD_HOOK_FORK] = "fork",
 	[MEMFD_HOOK_FLUSH] = "flush",
 	[MEMFD_HOOK_NESTED_FLUSH] = "nested_flush",
@@ -51,6 +55,7 @@ static const char * const delay_names[MEMFD_DELAY_NR] = {
 	[MEMFD_DELAY_FLIGHT] = "flight",
 	[MEMFD_DELAY_REMOTE] = "remote",
 	[MEMFD_DELAY_ENQUEUE] = "enqueue",
+	[MEMFD_DELAY_SPLIT] = "split",
 };
 
 /**

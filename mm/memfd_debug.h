@@ -17,7 +17,11 @@
  * @MEMFD_HOOK_SET_PTES: Page faults map protected pages read-only.
  * @MEMFD_HOOK_WP_RECHECK: A write fault asks again under the page table lock.
  * @MEMFD_HOOK_PTE: mprotect(), migration, NUMA hinting leave them read-only.
- * @MEMFD_HOOK_PMD: No huge entries.
+ * @MEMFD_HOOK_PMD: No huge entry comes to where something is protected.
+ * @MEMFD_HOOK_HUGE: The walk does away with those that are there.
+ * @MEMFD_HOOK_SPLIT: ... and what they map stays mapped.
+ * @MEMFD_HOOK_TOLD: ... after secondary MMUs have been told of all of it.
+ * @MEMFD_HOOK_ZAP: munmap() flushes huge entries under their lock.
  * @MEMFD_HOOK_FORK: fork() copies entries one by one.
  * @MEMFD_HOOK_FLUSH: The walk flushes TLBs.
  * @MEMFD_HOOK_NESTED_FLUSH: ... and for others that have not flushed yet.
@@ -46,6 +50,10 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_WP_RECHECK,
 	MEMFD_HOOK_PTE,
 	MEMFD_HOOK_PMD,
+	MEMFD_HOOK_HUGE,
+	MEMFD_HOOK_SPLIT,
+	MEMFD_HOOK_TOLD,
+	MEMFD_HOOK_ZAP,
 	MEMFD_HOOK_FORK,
 	MEMFD_HOOK_FLUSH,
 	MEMFD_HOOK_NESTED_FLUSH,
@@ -77,6 +85,7 @@ enum memfd_debug_hook {
  * @MEMFD_DELAY_FLIGHT: memfd_protect() between its walk and its decision.
  * @MEMFD_DELAY_REMOTE: Between a remote access's page and its copy.
  * @MEMFD_DELAY_ENQUEUE: Between a writer's question and its event.
+ * @MEMFD_DELAY_SPLIT: Between the beginning of the walk and that of a huge entry's end.
  * @MEMFD_DELAY_NR: Their number.
  */
 enum memfd_debug_delay {
@@ -85,6 +94,7 @@ enum memfd_debug_delay {
 	MEMFD_DELAY_FLIGHT,
 	MEMFD_DELAY_REMOTE,
 	MEMFD_DELAY_ENQUEUE,
+	MEMFD_DELAY_SPLIT,
 	MEMFD_DELAY_NR,
 };
 

@@ -434,9 +434,6 @@ static void wp_fault_around(struct vm_fault *vmf, struct memfd_protect *mp)
 	pgoff_t index, behind, last;
 	pte_t *pte;
 
-	/* Whoever else wants to be told of writes is to be told. */
-	if (!pte_write(pfn_pte(0, vma->vm_page_prot)))
-		return;
 	start = ALIGN_DOWN(vmf->address, WP_AROUND_BYTES);
 	end = min(start + WP_AROUND_BYTES, vma->vm_end);
 	start = max(start, vma->vm_start);
@@ -476,16 +473,34 @@ static bool wp_relock(struct vm_fault *vmf, struct memfd_protect *mp,
 	return false;
 }
 
+static vm_fault_t wp_unprotected(struct vm_fault *vmf, struct memfd_protect *mp,
+				 struct folio *folio)
+{
+	vm_fault_t ret;
+
+	/* Whoever else wants to be told of writes is to be told. */
+	if (!pte_write(pfn_pte(0, vmf->vma->vm_page_prot)))
+		return 0;
+	if (memfd_huge_wanted(vmf)) {
+		pte_unmap_unlock(vmf->pte, vmf->ptl);
+		ret = memfd_huge_again(vmf);
+		if (ret)
+			return ret;
+		if (!wp_relock(vmf, mp, folio))
+			return VM_FAULT_NOPAGE;
+	}
+	wp_fault_around(vmf, mp);
+	return 0;
+}
+
 vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vmf->vma);
 	struct folio *folio = page_folio(vmf->page);
 	vm_fault_t ret;
 
-	if (!page_protected(mp, vmf->pgoff)) {
-		wp_fault_around(vmf, mp);
-		return 0;
-	}
+	if (!page_protected(mp, vmf->pgoff))
+		return wp_unprotected(vmf, mp, folio);
 
 	/* The fault of a guest, which will ask again in its own name. */
 	if (ptshare_host(vmf->vma)) {
@@ -545,11 +560,6 @@ bool __memfd_protect_pte(struct vm_area_struct *vma, unsigned long addr)
 	if (!(vma->vm_flags & VM_SHARED) || !memfd_hook(PTE))
 		return false;
 	return page_protected(memfd_protect_of_vma(vma), linear_page_index(vma, addr));
-}
-
-bool __memfd_protect_no_pmd(void)
-{
-	return memfd_hook(PMD);
 }
 
 bool __memfd_protect_no_batch(void)

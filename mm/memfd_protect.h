@@ -21,6 +21,7 @@
 #include <linux/wait.h>
 #include <uapi/linux/memfd_protect.h>
 
+#include "internal.h"
 #include "memfd_ranges.h"
 
 /**
@@ -211,6 +212,13 @@ static inline struct memfd_protect *memfd_protect_of(struct inode *inode)
 	return shmem_mapping(inode->i_mapping) ? SHMEM_I(inode)->protect : NULL;
 }
 
+/* Whether a file can be written through @vma, or can be when mprotect() has been called. */
+static inline bool memfd_vma_may_write(const struct vm_area_struct *vma)
+{
+	return (vma->vm_flags & VM_SHARED) &&
+	       (vma->vm_flags & (VM_WRITE | VM_MAYWRITE));
+}
+
 /* The mode of one page. Without locks it may be another one by now. */
 static inline enum memfd_mode memfd_mode_at(struct memfd_protect *mp,
 					    pgoff_t index)
@@ -268,6 +276,37 @@ struct memfd_pending *memfd_waiters_next(struct memfd_waiters *waiters,
 					 struct memfd_event *record);
 void memfd_waiters_end(struct memfd_waiters *waiters,
 		       struct memfd_pending *event, bool delivered);
+
+/* mm/memfd_huge.c */
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+bool memfd_huge_split(struct vm_area_struct *vma, pmd_t *pmd,
+		      unsigned long addr);
+bool memfd_huge_wanted(struct vm_fault *vmf);
+vm_fault_t memfd_huge_again(struct vm_fault *vmf);
+#else
+static inline bool memfd_huge_split(struct vm_area_struct *vma, pmd_t *pmd,
+				    unsigned long addr)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	spinlock_t *ptl = pmd_lock(mm, pmd);
+	bool has_table = !pmd_none(*pmd);
+
+	if (!has_table)
+		flush_tlb_batched_pending(mm);
+	spin_unlock(ptl);
+	return has_table;
+}
+
+static inline bool memfd_huge_wanted(struct vm_fault *vmf)
+{
+	return false;
+}
+
+static inline vm_fault_t memfd_huge_again(struct vm_fault *vmf)
+{
+	return 0;
+}
+#endif
 
 /* mm/memfd_walk.c */
 int memfd_walk_protect(struct address_space *mapping,

@@ -28,10 +28,10 @@
  * TLB: others may have taken write access away, under the same page table lock,
  * and not have flushed yet. Reclaim's batches are flushed for each table
  * (flush_tlb_batched_pending()), everyone else's when tlb_finish_mmu() finds that
- * there is a second party. Whoever frees a table (PT_RECLAIM) empties its PMD entry
- * before he flushes: then it is the lock of the PMD table that orders the two.
+ * there is a second party. Whoever frees a table (PT_RECLAIM, khugepaged) empties its PMD
+ * entry before he flushes: then it is the lock of the PMD table that orders the two.
  *
- * Files with protection are never mapped with huge entries (do_set_pmd()).
+ * Huge entries become page tables first: H in mm/memfd_huge.c.
  *
  * A page table that processes share may lose write access as a whole, and gets it back
  * when memfd_protect_entries() has taken it from what is protected (invariant U in
@@ -115,23 +115,6 @@ static inline unsigned long walk_next(struct memfd_walk *walk,
 	return walk_next_span(walk, addr, end);
 }
 
-/*
- * There is no table. What has been in one may not have been flushed yet. If reclaim took
- * the last entries, who freed the table has not flushed them.
- */
-static void walk_no_table(struct memfd_walk *walk, pmd_t *pmd)
-{
-	struct mm_struct *mm = walk->vma->vm_mm;
-	spinlock_t *ptl; /* of the PMD table */
-
-	if (!IS_ENABLED(CONFIG_PT_RECLAIM))
-		return;
-	ptl = pmd_lock(mm, pmd);
-	if (memfd_hook(BATCHED_FLUSH))
-		flush_tlb_batched_pending(mm);
-	spin_unlock(ptl);
-}
-
 /* What was writable is from *@first to before *@behind then. */
 static void walk_entries(struct memfd_walk *walk, pte_t *pte,
 			 unsigned long addr, unsigned long end,
@@ -150,7 +133,8 @@ static void walk_entries(struct memfd_walk *walk, pte_t *pte,
 	}
 }
 
-static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
+/* Returns false if there is no table any more. */
+static bool walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		       unsigned long end)
 {
 	struct mm_struct *mm = walk->vma->vm_mm;
@@ -159,10 +143,8 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 	spinlock_t *ptl; /* of this table */
 
 	start = pte_offset_map_lock(mm, pmd, addr, &ptl);
-	if (!start) {
-		walk_no_table(walk, pmd);
-		return;
-	}
+	if (!start)
+		return false;
 	if (memfd_hook(BATCHED_FLUSH))
 		flush_tlb_batched_pending(mm);
 	memfd_lazy_mmu_enable();
@@ -175,6 +157,12 @@ static void walk_table(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 	if (first < end && memfd_hook(FLUSH))
 		tlb_flush_pte_range(&walk->tlb, first, behind - first);
 	pte_unmap_unlock(start, ptl);
+	return true;
+}
+
+static bool has_table(pmd_t pmd)
+{
+	return pmd_present(pmd) && !pmd_trans_huge(pmd);
 }
 
 static void walk_pmd(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
@@ -183,10 +171,11 @@ static void walk_pmd(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 	/* What it shares is walked where it is found, in the host. */
 	if (ptshare_shares(walk->vma, addr))
 		return;
-	if (pmd_none(pmdp_get_lockless(pmd)))
-		walk_no_table(walk, pmd);
-	else
-		walk_table(walk, pmd, addr, end);
+	do {
+		if (!has_table(pmdp_get_lockless(pmd)) &&
+		    !memfd_huge_split(walk->vma, pmd, addr))
+			return;
+	} while (!walk_table(walk, pmd, addr, end));
 }
 
 static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
@@ -378,8 +367,7 @@ int memfd_walk_protect(struct address_space *mapping,
 
 	i_mmap_lock_read(mapping);
 	memfd_rmap_foreach(vma, mapping, spans[0].first, spans[nr - 1].last) {
-		if (!(vma->vm_flags & VM_SHARED) ||
-		    !(vma->vm_flags & (VM_WRITE | VM_MAYWRITE)))
+		if (!memfd_vma_may_write(vma))
 			continue;
 		err = walk_vma(vma, spans, nr);
 		if (err)

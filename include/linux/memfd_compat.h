@@ -22,6 +22,21 @@
 
 #define MEMFD_MAPPING_FLAGS		FOLIO_MAPPING_FLAGS
 #define memfd_pte_uffd(pte)		pte_uffd(pte)
+#define memfd_pte_mkuffd(pte)		pte_mkuffd(pte)
+#define memfd_pte_swp_mkuffd(pte)	pte_swp_mkuffd(pte)
+#define memfd_pmd_uffd(pmd)		pmd_uffd(pmd)
+#define memfd_pmd_swp_uffd(pmd)		pmd_swp_uffd(pmd)
+
+/* With <linux/swapops.h> */
+#define memfd_pmd_is_migration(pmd)	pmd_is_migration_entry(pmd)
+#define memfd_pmd_softleaf(pmd)		softleaf_from_pmd(pmd)
+/* With <linux/huge_mm.h>: of a file, it leaves none. */
+#define memfd_clear_huge_pmd(vma, pmd, addr) \
+	__split_huge_pmd(vma, pmd, addr, false)
+#define memfd_thp_can_collapse(vma) \
+	thp_vma_allowable_order(vma, (vma)->vm_flags, TVA_FORCED_COLLAPSE, PMD_ORDER)
+/* Small entries of all of a folio lock it, as a huge one does. */
+#define MEMFD_SMALL_NO_MLOCK		0
 
 #define MEMFD_VM_UFFD_RWP		VM_UFFD_RWP
 #define MEMFD_VM_MAYBE_GUARD		VM_MAYBE_GUARD
@@ -78,6 +93,20 @@ do {									\
 
 #define MEMFD_MAPPING_FLAGS		PAGE_MAPPING_FLAGS
 #define memfd_pte_uffd(pte)		pte_uffd_wp(pte)
+#define memfd_pte_mkuffd(pte)		pte_mkuffd_wp(pte)
+#define memfd_pte_swp_mkuffd(pte)	pte_swp_mkuffd_wp(pte)
+#define memfd_pmd_uffd(pmd)		pmd_uffd_wp(pmd)
+#define memfd_pmd_swp_uffd(pmd)		pmd_swp_uffd_wp(pmd)
+
+/* With <linux/swapops.h> */
+#define memfd_pmd_is_migration(pmd)	is_pmd_migration_entry(pmd)
+#define memfd_pmd_softleaf(pmd)		pmd_to_swp_entry(pmd)
+/* With <linux/huge_mm.h>: of a file, it leaves none. */
+#define memfd_clear_huge_pmd(vma, pmd, addr) \
+	__split_huge_pmd(vma, pmd, addr, false, NULL)
+#define memfd_thp_can_collapse(vma) \
+	thp_vma_allowable_order(vma, (vma)->vm_flags, 0, PMD_ORDER)
+#define MEMFD_SMALL_NO_MLOCK		1
 
 #define MEMFD_VM_UFFD_RWP		0
 #define MEMFD_VM_MAYBE_GUARD		0

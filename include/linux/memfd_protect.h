@@ -51,10 +51,89 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 	       ptshare_vm_ops(vma) == &memfd_protect_vm_ops;
 }
 
-bool __memfd_protect_no_pmd(void);
 bool __memfd_protect_no_batch(void);
 bool __memfd_protect_no_userfault(void);
 bool __memfd_protect_no_fill(void);
+
+/* mm/memfd_huge.c */
+
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr);
+void __memfd_protect_zapped_pmd(struct mmu_gather *tlb);
+void __memfd_protect_collapse_begin(struct mm_struct *mm);
+void __memfd_protect_collapse_end(struct mm_struct *mm);
+#else
+static inline bool __memfd_protect_no_pmd(struct vm_area_struct *vma,
+					  unsigned long addr)
+{
+	return true;
+}
+
+static inline void __memfd_protect_zapped_pmd(struct mmu_gather *tlb) { }
+static inline void __memfd_protect_collapse_begin(struct mm_struct *mm) { }
+static inline void __memfd_protect_collapse_end(struct mm_struct *mm) { }
+#endif
+
+/**
+ * memfd_protect_no_pmd() - whether there must not be a huge entry
+ * @vma: The VMA.
+ * @addr: The first address that the entry would map.
+ *
+ * Pages are protected one by one.
+ *
+ * Context: The lock of the PMD table; without it, what is true may be false by now.
+ * Return: True if so.
+ */
+static inline bool memfd_protect_no_pmd(struct vm_area_struct *vma,
+					unsigned long addr)
+{
+	return vma_memfd_protect(vma) && __memfd_protect_no_pmd(vma, addr);
+}
+
+/**
+ * memfd_protect_zapped_pmd() - a huge entry has been cleared, and is flushed later
+ * @tlb: By whom.
+ * @vma: The VMA.
+ * @pmd: What it was.
+ *
+ * The VMA may leave the reverse mapping before that. If somebody can still write through
+ * the entry, it is flushed now. Without the dirty bit nobody can.
+ *
+ * Context: The lock of the PMD table.
+ */
+static inline void memfd_protect_zapped_pmd(struct mmu_gather *tlb,
+					    const struct vm_area_struct *vma,
+					    pmd_t pmd)
+{
+	if (vma_memfd_protect(vma) && pmd_dirty(pmd))
+		__memfd_protect_zapped_pmd(tlb);
+}
+
+/**
+ * memfd_protect_collapse_begin() - small entries are about to be cleared
+ * @vma: The VMA.
+ *
+ * memfd_protect() is told that they are not flushed under their lock.
+ *
+ * Context: mmap lock.
+ */
+static inline void memfd_protect_collapse_begin(struct vm_area_struct *vma)
+{
+	if (vma_memfd_protect(vma))
+		__memfd_protect_collapse_begin(vma->vm_mm);
+}
+
+/**
+ * memfd_protect_collapse_end() - they have been flushed
+ * @vma: The VMA.
+ *
+ * Context: mmap lock, since memfd_protect_collapse_begin().
+ */
+static inline void memfd_protect_collapse_end(struct vm_area_struct *vma)
+{
+	if (vma_memfd_protect(vma))
+		__memfd_protect_collapse_end(vma->vm_mm);
+}
 
 /* mm/memfd_fault.c */
 
@@ -68,19 +147,6 @@ bool __memfd_protect_no_fill(void);
  */
 void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
 			   pte_t *pte);
-
-/**
- * memfd_protect_no_pmd() - whether a VMA must not have huge entries
- * @vma: The VMA.
- *
- * Pages are protected one by one.
- *
- * Return: True if so.
- */
-static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
-{
-	return vma_memfd_protect(vma) && __memfd_protect_no_pmd();
-}
 
 /**
  * memfd_protect_no_batch() - whether entries of a VMA must be copied one by one
@@ -493,10 +559,17 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 	return false;
 }
 
-static inline bool memfd_protect_no_pmd(const struct vm_area_struct *vma)
+static inline bool memfd_protect_no_pmd(struct vm_area_struct *vma,
+					unsigned long addr)
 {
 	return false;
 }
+
+static inline void memfd_protect_zapped_pmd(struct mmu_gather *tlb,
+					    const struct vm_area_struct *vma,
+					    pmd_t pmd) { }
+static inline void memfd_protect_collapse_begin(struct vm_area_struct *vma) { }
+static inline void memfd_protect_collapse_end(struct vm_area_struct *vma) { }
 
 static inline bool memfd_protect_no_batch(const struct vm_area_struct *vma)
 {

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Huge entries of page tables that map files with protection.
+ *
+ * A huge entry has one write bit for all its pages, and pages are protected one by
+ * one. So there are huge entries only where nothing is protected.
+ *
+ * Invariant H. In a VMA through which the file can be written, no huge entry maps a
+ * page that is protected, nor does one that waits for the end of a migration. Who makes
+ * one looks at the modes of all its pages under the lock of the PMD table; who
+ * protects stores the modes first, and then takes that lock:
+ *
+ *   do_set_pmd()			memfd_protect()
+ *
+ *   lock PMD table			store modes
+ *   read modes				lock PMD table
+ *   set huge entry			put a page table in place of huge entry
+ *   unlock				unlock
+ *					go on with that table
+ *
+ * The full barrier in __memfd_protect_no_pmd() pairs with the one in
+ * memfd_walk_protect(), as for small entries (W in mm/memfd_fault.c). Entries that are
+ * moved (mremap()) or that come back from a migration have been there, and are found:
+ * the former as small ones are, the latter because what holds their place counts.
+ *
+ * The table that takes the place of a huge entry maps the same pages. So who uses
+ * others than those that were protected does not fault, what is locked stays so, and the
+ * folio stays whole. If there is no memory for a table the entry is cleared, as it
+ * is when a file is truncated.
+ *
+ * When nothing of it is protected any more, the next fault that makes a page writable
+ * has the table replaced by a huge entry again. collapse_pte_mapped_thp() does that: it
+ * clears the small entries under their lock, and flushes some time later. Who finds them
+ * clear meanwhile must not take them for flushed: &mm_struct.tlb_flush_pending says so,
+ * to tlb_finish_mmu() of the walk. munmap() says so, too, but its VMA is not to be found
+ * any more when it flushes: memfd_protect_zapped_pmd() does it before.
+ */
+
+#include <linux/khugepaged.h>
+#include <linux/memfd_compat.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/pagemap.h>
+#include <linux/rmap.h>
+#include <linux/swap.h>
+#include <linux/swapops.h>
+#include <linux/vmstat.h>
+#include <asm/pgalloc.h>
+#include <asm/tlb.h>
+
+#include "internal.h"
+#include "memfd_debug.h"
+#include "memfd_protect.h"
+
+/* Reclaim would want i_mmap_rwsem, too. There is something to fall back to. */
+#define TABLE_GFP	(GFP_NOWAIT | __GFP_ZERO | __GFP_ACCOUNT | __GFP_NOWARN)
+
+bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr)
+{
+	struct memfd_protect *mp = memfd_protect_of_vma(vma);
+	pgoff_t last, index = linear_page_index(vma, addr);
+	enum memfd_mode mode;
+
+	if (!memfd_vma_may_write(vma) || !memfd_hook(PMD))
+		return false;
+	/* Pairs with smp_mb() in memfd_walk_protect(). */
+	smp_mb__after_spinlock();
+	rcu_read_lock();
+	mode = memfd_ranges_get_run(&mp->modes, index, &last);
+	rcu_read_unlock();
+	return mode != MEMFD_MODE_NONE || last - index < HPAGE_PMD_NR - 1;
+}
+
+void __memfd_protect_zapped_pmd(struct mmu_gather *tlb)
+{
+	if (!tlb->fullmm && memfd_hook(ZAP))
+		tlb_flush_mmu_tlbonly(tlb);
+}
+
+void __memfd_protect_collapse_begin(struct mm_struct *mm)
+{
+	inc_tlb_flush_pending(mm);
+}
+
+void __memfd_protect_collapse_end(struct mm_struct *mm)
+{
+	dec_tlb_flush_pending(mm);
+}
+
+static bool is_huge(pmd_t pmd)
+{
+	return pmd_trans_huge(pmd) || memfd_pmd_is_migration(pmd);
+}
+
+/* What each page of a huge entry has instead, with nothing changed but its size. */
+static pte_t small_entry(struct vm_area_struct *vma, pmd_t old)
+{
+	pte_t entry = mk_pte(pmd_page(old), READ_ONCE(vma->vm_page_prot));
+
+	entry = pmd_write(old) ? pte_mkwrite(entry, vma) : pte_wrprotect(entry);
+	entry = pmd_young(old) ? pte_mkyoung(entry) : pte_mkold(entry);
+	entry = pmd_dirty(old) ? pte_mkdirty(entry) : pte_mkclean(entry);
+	if (memfd_pmd_uffd(old))
+		entry = memfd_pte_mkuffd(entry);
+	return pmd_soft_dirty(old) ? pte_mksoft_dirty(entry) :
+				     pte_clear_soft_dirty(entry);
+}
+
+/* Small entries of the folio are counted before the huge one is not any more. */
+static void fill_present(struct vm_area_struct *vma, pmd_t old,
+			 unsigned long addr, pte_t *pte)
+{
+	struct page *page = pmd_page(old);
+	struct folio *folio = page_folio(page);
+
+	folio_ref_add(folio, HPAGE_PMD_NR - 1);
+	folio_add_file_rmap_ptes(folio, page, HPAGE_PMD_NR, vma);
+	set_ptes(vma->vm_mm, addr, pte, small_entry(vma, old), HPAGE_PMD_NR);
+	/* It is unlocked with the huge entry, and not yet locked with small ones. */
+	if ((vma->vm_flags & VM_LOCKED) && MEMFD_SMALL_NO_MLOCK)
+		mlock_folio(folio);
+	folio_remove_rmap_pmd(folio, page, vma);
+}
+
+/* Who is told that the page has come asks whether it is protected. */
+static void fill_migrating(struct vm_area_struct *vma, pmd_t old,
+			   unsigned long addr, pte_t *pte)
+{
+	unsigned long pfn = swp_offset_pfn(memfd_pmd_softleaf(old));
+	unsigned int i;
+
+	for (i = 0; i < HPAGE_PMD_NR; i++) {
+		pte_t entry = swp_entry_to_pte(make_readable_migration_entry(pfn + i));
+
+		if (pmd_swp_soft_dirty(old))
+			entry = pte_swp_mksoft_dirty(entry);
+		if (memfd_pmd_swp_uffd(old))
+			entry = memfd_pte_swp_mkuffd(entry);
+		set_pte_at(vma->vm_mm, addr + i * PAGE_SIZE, pte + i, entry);
+	}
+}
+
+/*
+ * Some processors do not like huge and small TLB entries of the same address at the
+ * same time: the huge entry is made invalid, and flushed, first. It still looks like a
+ * huge entry then, to those who look without the lock.
+ */
+static void split_locked(struct vm_area_struct *vma, pmd_t *pmd,
+			 unsigned long addr, pgtable_t table)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	pmd_t filled, old = *pmd;
+	bool present = pmd_trans_huge(old);
+	pte_t *pte;
+
+	if (present)
+		old = pmdp_invalidate(vma, addr, pmd);
+	pmd_populate(mm, &filled, table);
+	pte = pte_offset_map(&filled, addr);
+	if (present)
+		fill_present(vma, old, addr, pte);
+	else
+		fill_migrating(vma, old, addr, pte);
+	pte_unmap(pte);
+	mm_inc_nr_ptes(mm);
+	/* Entries are there before the table is. */
+	smp_wmb();
+	pmd_populate(mm, pmd, table);
+	count_vm_event(THP_SPLIT_PMD);
+}
+
+static pgtable_t alloc_table(struct mm_struct *mm)
+{
+	return memfd_hook(SPLIT) ? __pte_alloc_one(mm, TABLE_GFP) : NULL;
+}
+
+/**
+ * memfd_huge_split() - have a page table where there may be a huge entry
+ * @vma: A VMA through which a file with protection can be written.
+ * @pmd: The PMD entry.
+ * @addr: An address that it maps.
+ *
+ * A secondary MMU that maps a page by an entry as large as that of the process relies on
+ * being told of all of it when that is no more so large (KVM).
+ *
+ * Context: May sleep. i_mmap_rwsem.
+ * Return: False if there is no table, and what was there is flushed.
+ */
+bool memfd_huge_split(struct vm_area_struct *vma, pmd_t *pmd,
+		      unsigned long addr)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	struct mmu_notifier_range range;
+	pgtable_t table = NULL;
+	bool has_table, told = false;
+	spinlock_t *ptl; /* of the PMD table */
+
+	addr &= HPAGE_PMD_MASK;
+	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, mm, addr,
+				addr + HPAGE_PMD_SIZE);
+	for (;;) {
+		ptl = pmd_lock(mm, pmd);
+		has_table = !pmd_none(*pmd) && !is_huge(*pmd);
+		/* Who freed a table that reclaim has emptied has not flushed that. */
+		if (!has_table && memfd_hook(BATCHED_FLUSH))
+			flush_tlb_batched_pending(mm);
+		if (!is_huge(*pmd) || !memfd_hook(HUGE))
+			break;
+		if (table) {
+			split_locked(vma, pmd, addr, table);
+			has_table = true;
+			table = NULL;
+			break;
+		}
+		spin_unlock(ptl);
+		memfd_delay(SPLIT);
+		if (!told && memfd_hook(TOLD)) {
+			mmu_notifier_invalidate_range_start(&range);
+			told = true;
+		}
+		table = alloc_table(mm);
+		if (!table)
+			memfd_clear_huge_pmd(vma, pmd, addr);
+	}
+	spin_unlock(ptl);
+	if (told)
+		mmu_notifier_invalidate_range_end(&range);
+	if (table)
+		pte_free(mm, table);
+	return has_table;
+}
+
+/**
+ * memfd_huge_wanted() - whether a write fault should make an entry huge again
+ * @vmf: The fault, on a page that is not protected.
+ *
+ * Context: The page table lock.
+ * Return: True if memfd_huge_again() may be able to.
+ */
+bool memfd_huge_wanted(struct vm_fault *vmf)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long addr = vmf->address & HPAGE_PMD_MASK;
+
+	return folio_test_pmd_mappable(page_folio(vmf->page)) &&
+	       thp_vma_suitable_order(vma, addr, PMD_ORDER) &&
+	       memfd_thp_can_collapse(vma) &&
+	       !(vmf->flags & FAULT_FLAG_RETRY_NOWAIT) &&
+	       !ptshare_no_pmd(vma) && !ptshare_no_collapse(vma) &&
+	       !__memfd_protect_no_pmd(vma, addr);
+}
+
+/**
+ * memfd_huge_again() - put a huge entry in place of a page table
+ * @vmf: The fault.
+ *
+ * It may turn out that it cannot be done: then nothing has changed.
+ *
+ * Context: Sleeps. The mmap lock; with the VMA lock instead, it is released.
+ * Return: 0, or VM_FAULT_RETRY to be called with the mmap lock.
+ */
+vm_fault_t memfd_huge_again(struct vm_fault *vmf)
+{
+	if (vmf->flags & FAULT_FLAG_VMA_LOCK) {
+		vma_end_read(vmf->vma);
+		return VM_FAULT_RETRY;
+	}
+	collapse_pte_mapped_thp(vmf->vma->vm_mm, vmf->address, true);
+	return 0;
+}
