@@ -9,6 +9,7 @@
 #include "memfd_protect_paths.h"
 
 #include <dirent.h>
+#include <sys/resource.h>
 
 #include "kselftest_harness.h"
 
@@ -380,8 +381,8 @@ static void huge_end(struct huge *h)
 	write_file(SHMEM_HUGE, word_in_brackets(h->before));
 }
 
-/* pmd: a huge entry is none that the walk knows */
-static void scenario_pmd(struct scene *s)
+/* Stores to the page when @start has protected it, and mapped it by a huge entry */
+static void huge_play(struct scene *s, void (*start)(struct huge *h))
 {
 	struct outcome out = { 0 };
 	struct huge h;
@@ -390,11 +391,145 @@ static void scenario_pmd(struct scene *s)
 	if (!huge_start(&h, s))
 		return;
 	madvise(h.scene.map, HUGE_SIZE, MADV_DONTNEED);
-	bump(&h.scene);
+	start(&h);
+	s->tries++;
+	run_guarded(store_when_told, &a, &out);
+	s->violations += !out.sig;
+	huge_end(&h);
+}
+
+/* pmd: a fault makes a huge entry where something is protected already */
+static void protect_and_map(struct huge *h)
+{
+	protect_pages(h->scene.fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+	h->scene.map[0] = NEW_BYTE;
+}
+
+static void scenario_pmd(struct scene *s)
+{
+	huge_play(s, protect_and_map);
+}
+
+/* huge: ... or one is there, and the walk passes it by */
+static void map_and_protect(struct huge *h)
+{
+	h->scene.map[0] = NEW_BYTE;
+	protect_pages(h->scene.fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+}
+
+static void scenario_huge(struct scene *s)
+{
+	huge_play(s, map_and_protect);
+}
+
+/*
+ * zap: munmap() flushes a huge entry when its VMA has left the reverse mapping. To have time
+ * in between it has many more VMAs to do away with. While the VMA is found the walk
+ * flushes, so only one call is made, at some time while munmap() is going on.
+ */
+#define MANY_VMAS	6000
+#define GAP		(2 * HUGE_SIZE)	/* what is behind is dealt with later */
+
+/* A huge page, and the munmap() of it */
+struct unmapping {
+	struct huge huge;
+	volatile uint64_t begin_ns;
+	volatile uint64_t end_ns;
+};
+
+static long store_until_gone(void *arg)
+{
+	struct actor *a = arg;
+
+	for (;;)
+		bump(a->scene);
+	return 0;
+}
+
+static void *unmap_all(void *arg)
+{
+	struct unmapping *u = arg;
+	struct scene *s = &u->huge.scene;
+
+	u->begin_ns = now_ns();
+	munmap(s->map, HUGE_SIZE + GAP + MANY_VMAS * s->page);
+	u->end_ns = now_ns();
+	return NULL;
+}
+
+/* A mapping that ends with many VMAs, while the file is looked at as a reader. */
+static bool many_vmas(struct huge *h)
+{
+	size_t len = MANY_VMAS * h->scene.page;
+	int reader = reopen_fd(h->scene.fd, O_RDONLY);
+	char *to;
+
+	h->scene.view = mmap(NULL, HUGE_SIZE, PROT_READ, MAP_SHARED, reader, 0);
+	close(reader);
+	munmap(h->area, 2 * HUGE_SIZE);
+	h->area = mmap(NULL, 2 * HUGE_SIZE + GAP + len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	to = (char *)(((uintptr_t)h->area + HUGE_SIZE - 1) & -HUGE_SIZE);
+	h->scene.map = mmap(to, HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			    h->scene.fd, 0);
+	bump(&h->scene);
+	to += HUGE_SIZE;
+	munmap(to, GAP);
+	for (size_t i = 0; i < MANY_VMAS; i += 2)
+		if (mprotect(to + GAP + i * h->scene.page, h->scene.page, PROT_READ))
+			return false;
+	return h->scene.view != MAP_FAILED && h->scene.map != MAP_FAILED;
+}
+
+static void scenario_zap(struct scene *s)
+{
+	uint64_t delay_ns, takes_ns = 1000000;
+
+	for (unsigned int i = 0; goes_on(s, i); i++) {
+		struct unmapping u = {};
+		struct scene *h = &u.huge.scene;
+		pthread_t thread;
+		struct actor a;
+
+		if (!huge_start(&u.huge, s))
+			return;
+		if (!many_vmas(&u.huge) || !actor_start(&a, h, store_until_gone)) {
+			s->skip = "not so many VMAs";
+			return;
+		}
+		while (!*(volatile uint64_t *)scene_addr(h))
+			;
+		delay_ns = takes_ns * (rand() % 100) / 100;
+		pthread_create(&thread, NULL, unmap_all, &u);
+		while (!u.begin_ns || now_ns() < u.begin_ns + delay_ns)
+			;
+		if (!protect_pages(h->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
+			s->tries += !u.end_ns;
+			s->violations += changes_within(h, 1000);
+		}
+		pthread_join(thread, NULL);
+		takes_ns = u.end_ns - u.begin_ns;
+		actor_stop(&a);
+		munmap((void *)h->view, HUGE_SIZE);
+		munmap(u.huge.area, 2 * HUGE_SIZE + GAP + MANY_VMAS * s->page);
+		u.huge.area = MAP_FAILED;
+		huge_end(&u.huge);
+	}
+}
+
+/* split: who uses the other pages faults because one was protected */
+static void scenario_split(struct scene *s)
+{
+	struct rusage before, after;
+	struct huge h;
+
+	if (!huge_start(&h, s))
+		return;
 	if (!protect_pages(h.scene.fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
 		s->tries++;
-		run_guarded(store_when_told, &a, &out);
-		s->violations += !out.sig;
+		getrusage(RUSAGE_SELF, &before);
+		memset(h.scene.map + HUGE_SIZE / 2, NEW_BYTE, HUGE_SIZE / 2);
+		getrusage(RUSAGE_SELF, &after);
+		s->violations += after.ru_minflt != before.ru_minflt;
 	}
 	huge_end(&h);
 }
@@ -1014,6 +1149,9 @@ HOOK(pte_mprotect, "pte", NULL, 0, 1);
 HOOK(pte_migrate, "pte", NULL, 0, 400);
 HOOK(pte_numa, "pte", NULL, 0, 1);
 HOOK(pmd, "pmd", NULL, 0, 1);
+HOOK(huge, "huge", NULL, 0, 1);
+HOOK(split, "split", NULL, 0, 1);
+HOOK(zap, "zap", NULL, 0, 20);
 HOOK(fork, "fork", NULL, 0, 1);
 HOOK(flush, "flush", NULL, 0, 200);
 HOOK(nested_flush, "nested_flush", "fault", 3000, 400);

@@ -532,6 +532,98 @@ TEST_F(machine, running)
 	ASSERT_TRUE(stop(&job));
 }
 
+/*
+ * A huge page, which KVM maps by an entry as large, too. When it is told that one page is
+ * protected that goes; if the machine uses another page before the process's own entry
+ * has gone, it comes back. It must not outlive that.
+ */
+#define HUGE_GPA	0x40000000
+#define HUGE_SIZE	0x200000UL
+#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+
+static long huge_entries(void)
+{
+	char text[32] = "";
+	FILE *sum = popen("cat /sys/kernel/debug/kvm/*/pages_2m 2>/dev/null | sort -n | tail -n 1",
+			  "r");
+
+	if (sum && !fgets(text, sizeof(text), sum))
+		text[0] = 0;
+	if (sum)
+		pclose(sum);
+	return atol(text);
+}
+
+/*
+ * Returns whether a store of the machine to a protected page went through. Page @first of
+ * the machine's memory is the first one of the file.
+ */
+static bool huge_play(struct job *job, int fd, size_t first, size_t page)
+{
+	bool through;
+
+	job->ip = COUNT_AT;
+	job->page = first + page + 100;
+	if (!start(job))
+		return false;
+	usleep(20000);
+	if (protect_pages(fd, 0, page + 1, MEMFD_PROTECT_DENY))
+		return false;
+	stop(job);
+	through = !store(job, first + page, 0x33);
+	unprotect_pages(fd, 0, 0);
+	return through;
+}
+
+TEST_F(machine, huge_page)
+{
+	size_t page = 50, first = (HUGE_GPA - MEMORY_GPA) / self->page;
+	struct job job = { .self = self };
+	unsigned int through = 0;
+	char before[128], *mode, *map, *end;
+	int fd;
+
+	if (!read_file(SHMEM_HUGE, before, sizeof(before)))
+		SKIP(return, "no huge pages of shmem");
+	fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
+	ASSERT_EQ(0, ftruncate(fd, HUGE_SIZE));
+	map = mmap(NULL, 2 * HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	map = (char *)(((uintptr_t)map + HUGE_SIZE - 1) & -HUGE_SIZE);
+	map = mmap(map, HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	write_file(SHMEM_HUGE, "always");
+	memset(map, OLD_BYTE, HUGE_SIZE);
+	mode = strchr(before, '[');
+	end = strchr(before, ']');
+	if (mode && end) {
+		*end = 0;
+		write_file(SHMEM_HUGE, mode + 1);
+	}
+	ASSERT_EQ(0, add_memory(self->vm, 2, HUGE_GPA, map, HUGE_SIZE));
+	ASSERT_EQ(0, store(&job, first, NEW_BYTE));
+	if (!huge_entries())
+		SKIP(return, "no huge pages in the machine");
+	EXPECT_TRUE(debug_set("delay_us", "split", 20000));
+
+	for (unsigned int i = 0; i < 10; i++) {
+		/* The entries of the process and of KVM are huge again */
+		memset(map, OLD_BYTE, HUGE_SIZE);
+		EXPECT_EQ(0, store(&job, first + page, NEW_BYTE));
+		through += huge_play(&job, fd, first, page);
+	}
+	EXPECT_EQ(0, through);
+	EXPECT_TRUE(debug_set("disable", "told", 1));
+	for (unsigned int i = 0; i < 100 && !through; i++) {
+		memset(map, OLD_BYTE, HUGE_SIZE);
+		EXPECT_EQ(0, store(&job, first + page, NEW_BYTE));
+		through += huge_play(&job, fd, first, page);
+	}
+	EXPECT_NE(0, through);
+	debug_set("disable", "told", 0);
+	debug_set("delay_us", "split", 0);
+	close(fd);
+}
+
 /* Every write is in this scan or in the next: the copy ends up the same */
 TEST_F(machine, incremental)
 {
