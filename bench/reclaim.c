@@ -10,6 +10,7 @@
 #include "pool.h"
 
 #include <linux/perf_event.h>
+#include <pthread.h>
 #include <sys/stat.h>
 
 #define SIZE		(64 * MIB)
@@ -33,16 +34,23 @@ static void write_text(const char *path, const char *text)
 	close(fd);
 }
 
-/* Runs in user mode on its processor, without touching the memory */
-static void spin(void)
+static void *run_in_user_mode(void *unused)
 {
-	if (fork())
-		return;
-	/* The child maps it too; the parent is free to answer */
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	while (!*stop)
 		asm volatile("pause");
-	_exit(0);
+	return unused;
+}
+
+/*
+ * Runs on its processor, without touching the memory. It is a thread of one that has
+ * touched it: a child would have links to shared tables, but no entries in its own.
+ */
+static void spin(void)
+{
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, run_in_user_mode, NULL))
+		errx(1, "pthread_create");
 }
 
 static void act(unsigned int member __attribute__((unused)), char todo)
