@@ -42,6 +42,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
 #include <linux/rmap.h>
+#include <linux/sched/mm.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
 #include <linux/vmstat.h>
@@ -52,8 +53,9 @@
 #include "memfd_debug.h"
 #include "memfd_protect.h"
 
-/* Reclaim would want i_mmap_rwsem, too. There is something to fall back to. */
-#define TABLE_GFP	(GFP_NOWAIT | __GFP_ZERO | __GFP_ACCOUNT | __GFP_NOWARN)
+/* There is something to fall back to: nothing that is reserved for others. */
+#define TABLE_GFP	(GFP_NOWAIT | __GFP_ZERO | __GFP_ACCOUNT | __GFP_NOWARN | \
+			 __GFP_NOMEMALLOC)
 
 bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr)
 {
@@ -169,9 +171,18 @@ static void split_locked(struct vm_area_struct *vma, pmd_t *pmd,
 	count_vm_event(THP_SPLIT_PMD);
 }
 
+/* Reclaim would want i_mmap_rwsem, too; and the table's lock may need memory. */
 static pgtable_t alloc_table(struct mm_struct *mm)
 {
-	return memfd_hook(SPLIT) ? __pte_alloc_one(mm, TABLE_GFP) : NULL;
+	unsigned int flags;
+	pgtable_t table;
+
+	if (!memfd_hook(SPLIT))
+		return NULL;
+	flags = memalloc_noreclaim_save();
+	table = __pte_alloc_one(mm, TABLE_GFP);
+	memalloc_noreclaim_restore(flags);
+	return table;
 }
 
 /**

@@ -97,9 +97,10 @@ static inline bool memfd_protect_no_pmd(struct vm_area_struct *vma,
  * @pmd: What it was.
  *
  * The VMA may leave the reverse mapping before that. If somebody can still write through
- * the entry, it is flushed now. Without the dirty bit nobody can.
+ * the entry, it is flushed now. Without the dirty bit nobody can. Meanwhile who finds
+ * the VMA, and the entry gone, flushes too: @tlb is counted as pending.
  *
- * Context: The lock of the PMD table.
+ * Context: The VMA is in the reverse mapping.
  */
 static inline void memfd_protect_zapped_pmd(struct mmu_gather *tlb,
 					    const struct vm_area_struct *vma,
