@@ -128,7 +128,7 @@ static void fill_present(struct vm_area_struct *vma, pmd_t old,
 static void fill_migrating(struct vm_area_struct *vma, pmd_t old,
 			   unsigned long addr, pte_t *pte)
 {
-	unsigned long pfn = swp_offset_pfn(memfd_pmd_softleaf(old));
+	unsigned long pfn = memfd_pmd_pfn(old);
 	unsigned int i;
 
 	for (i = 0; i < HPAGE_PMD_NR; i++) {

@@ -29,7 +29,7 @@
 
 /* With <linux/swapops.h> */
 #define memfd_pmd_is_migration(pmd)	pmd_is_migration_entry(pmd)
-#define memfd_pmd_softleaf(pmd)		softleaf_from_pmd(pmd)
+#define memfd_pmd_pfn(pmd)		softleaf_to_pfn(softleaf_from_pmd(pmd))
 /* With <linux/huge_mm.h>: of a file, it leaves none. */
 #define memfd_clear_huge_pmd(vma, pmd, addr) \
 	__split_huge_pmd(vma, pmd, addr, false)
@@ -100,7 +100,7 @@ do {									\
 
 /* With <linux/swapops.h> */
 #define memfd_pmd_is_migration(pmd)	is_pmd_migration_entry(pmd)
-#define memfd_pmd_softleaf(pmd)		pmd_to_swp_entry(pmd)
+#define memfd_pmd_pfn(pmd)		swp_offset_pfn(pmd_to_swp_entry(pmd))
 /* With <linux/huge_mm.h>: of a file, it leaves none. */
 #define memfd_clear_huge_pmd(vma, pmd, addr) \
 	__split_huge_pmd(vma, pmd, addr, false, NULL)
