@@ -3,33 +3,36 @@
  * Huge entries of page tables that map files with protection.
  *
  * A huge entry has one write bit for all its pages, and pages are protected one by
- * one. So there are huge entries only where nothing is protected.
+ * one. Where a part of them is, there are small entries. Where all are, or were, there may
+ * be a huge one that cannot be written through.
  *
- * Invariant H. In a VMA through which the file can be written, no huge entry maps a
- * page that is protected, nor does one that waits for the end of a migration. Who makes
- * one looks at the modes of all its pages under the lock of the PMD table; who
- * protects stores the modes first, and then takes that lock:
+ * Invariant H. No huge entry that has the write bit maps a page that is protected. Who
+ * gives it the bit looks at the modes of all its pages under the lock of the PMD
+ * table; who protects stores the modes first, and then takes that lock:
  *
- *   do_set_pmd()			memfd_protect()
+ *   do_set_pmd(), change_huge_pmd(),		memfd_protect()
+ *   remove_migration_pmd(), ...
  *
- *   lock PMD table			store modes
- *   read modes				lock PMD table
- *   set huge entry			put a page table in place of huge entry
- *   unlock				unlock
- *					go on with that table
+ *   lock PMD table				store modes
+ *   read modes					lock PMD table
+ *   set huge entry				take the bit away, or put a page table in
+ *   unlock					  place of the entry
+ *						unlock
+ *						go on with that table
  *
  * The full barrier in __memfd_protect_no_pmd() pairs with the one in
  * memfd_walk_protect(), as for small entries (W in mm/memfd_fault.c). Entries that are
- * moved (mremap()) or that come back from a migration have been there, and are found:
- * the former as small ones are, the latter because what holds their place counts.
+ * moved (mremap()) have been there, and are found as small ones are. What waits for the
+ * end of a migration asks when it comes back.
  *
- * The table that takes the place of a huge entry maps the same pages. So who uses
- * others than those that were protected does not fault, what is locked stays so, and the
- * folio stays whole. If there is no memory for a table the entry is cleared, as it
- * is when a file is truncated.
+ * Who may write a page, but cannot because the entry has lost its write bit, gives it back
+ * if nothing is protected any more. If something is he puts a page table in its place, in
+ * which no entry has the bit, and goes on as if it had always been there.
  *
- * When nothing of it is protected any more, the next fault that makes a page writable
- * has the table replaced by a huge entry again. collapse_pte_mapped_thp() does that: it
+ * Shared page tables have an owner whose entries these are: mm/ptshare_huge.c.
+ *
+ * When nothing of a table is protected any more, the next fault that makes a page
+ * writable has it replaced by a huge entry again. collapse_pte_mapped_thp() does that: it
  * clears the small entries under their lock, and flushes some time later. Who finds them
  * clear meanwhile must not take them for flushed: &mm_struct.tlb_flush_pending says so,
  * to tlb_finish_mmu() of the walk. munmap() says so, too, but its VMA is not to be found
@@ -39,23 +42,13 @@
 #include <linux/khugepaged.h>
 #include <linux/memfd_compat.h>
 #include <linux/mm.h>
-#include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
-#include <linux/rmap.h>
-#include <linux/sched/mm.h>
-#include <linux/swap.h>
-#include <linux/swapops.h>
-#include <linux/vmstat.h>
-#include <asm/pgalloc.h>
 #include <asm/tlb.h>
 
 #include "internal.h"
 #include "memfd_debug.h"
 #include "memfd_protect.h"
-
-/* There is something to fall back to: nothing that is reserved for others. */
-#define TABLE_GFP	(GFP_NOWAIT | __GFP_ZERO | __GFP_ACCOUNT | __GFP_NOWARN | \
-			 __GFP_NOMEMALLOC)
+#include "memfd_split.h"
 
 bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr)
 {
@@ -71,6 +64,69 @@ bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr)
 	mode = memfd_ranges_get_run(&mp->modes, index, &last);
 	rcu_read_unlock();
 	return mode != MEMFD_MODE_NONE || last - index < HPAGE_PMD_NR - 1;
+}
+
+/**
+ * memfd_huge_protect() - take write access to a huge entry away
+ * @vma: A VMA through which a file with protection can be written.
+ * @pmd: Its huge entry, all pages of which are to be protected.
+ * @addr: The address of the first one.
+ *
+ * Context: The lock of the PMD table. What is protected has been stored.
+ * Return: True if it had write access. The caller flushes.
+ */
+bool memfd_huge_protect(struct vm_area_struct *vma, pmd_t *pmd, unsigned long addr)
+{
+	if (!pmd_write(*pmd) || !memfd_hook(HUGE))
+		return false;
+	pmdp_set_wrprotect(vma->vm_mm, addr, pmd);
+	return true;
+}
+
+/**
+ * memfd_huge_allow() - let somebody write through a huge entry
+ * @vma: The VMA.
+ * @pmd: Its PMD entry.
+ * @addr: The address of the first page.
+ *
+ * Context: Any. What keeps the PMD table.
+ * Return: False if a page table has to be there instead, because a page is protected.
+ */
+bool memfd_huge_allow(struct vm_area_struct *vma, pmd_t *pmd, unsigned long addr)
+{
+	spinlock_t *ptl = pmd_lock(vma->vm_mm, pmd);
+	pmd_t entry = *pmd;
+	bool allowed = true;
+
+	if (pmd_trans_huge(entry) && !pmd_write(entry)) {
+		allowed = !memfd_protect_no_pmd(vma, addr);
+		if (allowed) {
+			entry = pmd_mkwrite(pmd_mkdirty(pmd_mkyoung(entry)), vma);
+			pmdp_set_access_flags(vma, addr, pmd, entry, 1);
+			update_mmu_cache_pmd(vma, addr, pmd);
+		}
+	}
+	spin_unlock(ptl);
+	return allowed;
+}
+
+vm_fault_t __memfd_protect_wp_pmd(struct vm_fault *vmf)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long addr = vmf->address & HPAGE_PMD_MASK;
+	vm_fault_t ret;
+
+	/* Whoever else wants to be told of writes is to be told. */
+	if (!pte_write(pfn_pte(0, vma->vm_page_prot)) || memfd_pmd_uffd(vmf->orig_pmd))
+		return VM_FAULT_FALLBACK;
+	ret = memfd_protect_fault(vmf);
+	if (ret || memfd_huge_allow(vma, vmf->pmd, addr))
+		return ret;
+	/* The fault of a guest, which will do it in its own name. */
+	if (ptshare_host(vma))
+		return VM_FAULT_NOPAGE;
+	memfd_huge_split(vma, vmf->pmd, addr);
+	return VM_FAULT_FALLBACK;
 }
 
 void __memfd_protect_zapped_pmd(struct mmu_gather *tlb)
@@ -89,158 +145,6 @@ void __memfd_protect_collapse_end(struct mm_struct *mm)
 	dec_tlb_flush_pending(mm);
 }
 
-static bool is_huge(pmd_t pmd)
-{
-	return pmd_trans_huge(pmd) || memfd_pmd_is_migration(pmd);
-}
-
-/* What each page of a huge entry has instead, with nothing changed but its size. */
-static pte_t small_entry(struct vm_area_struct *vma, pmd_t old)
-{
-	pte_t entry = mk_pte(pmd_page(old), READ_ONCE(vma->vm_page_prot));
-
-	entry = pmd_write(old) ? pte_mkwrite(entry, vma) : pte_wrprotect(entry);
-	entry = pmd_young(old) ? pte_mkyoung(entry) : pte_mkold(entry);
-	entry = pmd_dirty(old) ? pte_mkdirty(entry) : pte_mkclean(entry);
-	if (memfd_pmd_uffd(old))
-		entry = memfd_pte_mkuffd(entry);
-	return pmd_soft_dirty(old) ? pte_mksoft_dirty(entry) :
-				     pte_clear_soft_dirty(entry);
-}
-
-/* Small entries of the folio are counted before the huge one is not any more. */
-static void fill_present(struct vm_area_struct *vma, pmd_t old,
-			 unsigned long addr, pte_t *pte)
-{
-	struct page *page = pmd_page(old);
-	struct folio *folio = page_folio(page);
-
-	folio_ref_add(folio, HPAGE_PMD_NR - 1);
-	folio_add_file_rmap_ptes(folio, page, HPAGE_PMD_NR, vma);
-	set_ptes(vma->vm_mm, addr, pte, small_entry(vma, old), HPAGE_PMD_NR);
-	/* It is unlocked with the huge entry, and not yet locked with small ones. */
-	if ((vma->vm_flags & VM_LOCKED) && MEMFD_SMALL_NO_MLOCK)
-		mlock_folio(folio);
-	folio_remove_rmap_pmd(folio, page, vma);
-}
-
-/* Who is told that the page has come asks whether it is protected. */
-static void fill_migrating(struct vm_area_struct *vma, pmd_t old,
-			   unsigned long addr, pte_t *pte)
-{
-	unsigned long pfn = memfd_pmd_pfn(old);
-	unsigned int i;
-
-	for (i = 0; i < HPAGE_PMD_NR; i++) {
-		pte_t entry = swp_entry_to_pte(make_readable_migration_entry(pfn + i));
-
-		if (pmd_swp_soft_dirty(old))
-			entry = pte_swp_mksoft_dirty(entry);
-		if (memfd_pmd_swp_uffd(old))
-			entry = memfd_pte_swp_mkuffd(entry);
-		set_pte_at(vma->vm_mm, addr + i * PAGE_SIZE, pte + i, entry);
-	}
-}
-
-/*
- * Some processors do not like huge and small TLB entries of the same address at the
- * same time: the huge entry is made invalid, and flushed, first. It still looks like a
- * huge entry then, to those who look without the lock.
- */
-static void split_locked(struct vm_area_struct *vma, pmd_t *pmd,
-			 unsigned long addr, pgtable_t table)
-{
-	struct mm_struct *mm = vma->vm_mm;
-	pmd_t filled, old = *pmd;
-	bool present = pmd_trans_huge(old);
-	pte_t *pte;
-
-	if (present)
-		old = pmdp_invalidate(vma, addr, pmd);
-	pmd_populate(mm, &filled, table);
-	pte = pte_offset_map(&filled, addr);
-	if (present)
-		fill_present(vma, old, addr, pte);
-	else
-		fill_migrating(vma, old, addr, pte);
-	pte_unmap(pte);
-	mm_inc_nr_ptes(mm);
-	/* Entries are there before the table is. */
-	smp_wmb();
-	pmd_populate(mm, pmd, table);
-	count_vm_event(THP_SPLIT_PMD);
-}
-
-/* Reclaim would want i_mmap_rwsem, too; and the table's lock may need memory. */
-static pgtable_t alloc_table(struct mm_struct *mm)
-{
-	unsigned int flags;
-	pgtable_t table;
-
-	if (!memfd_hook(SPLIT))
-		return NULL;
-	flags = memalloc_noreclaim_save();
-	table = __pte_alloc_one(mm, TABLE_GFP);
-	memalloc_noreclaim_restore(flags);
-	return table;
-}
-
-/**
- * memfd_huge_split() - have a page table where there may be a huge entry
- * @vma: A VMA through which a file with protection can be written.
- * @pmd: The PMD entry.
- * @addr: An address that it maps.
- *
- * A secondary MMU that maps a page by an entry as large as that of the process relies on
- * being told of all of it when that is no more so large (KVM).
- *
- * Context: May sleep. i_mmap_rwsem.
- * Return: False if there is no table, and what was there is flushed.
- */
-bool memfd_huge_split(struct vm_area_struct *vma, pmd_t *pmd,
-		      unsigned long addr)
-{
-	struct mm_struct *mm = vma->vm_mm;
-	struct mmu_notifier_range range;
-	pgtable_t table = NULL;
-	bool has_table, told = false;
-	spinlock_t *ptl; /* of the PMD table */
-
-	addr &= HPAGE_PMD_MASK;
-	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, mm, addr,
-				addr + HPAGE_PMD_SIZE);
-	for (;;) {
-		ptl = pmd_lock(mm, pmd);
-		has_table = !pmd_none(*pmd) && !is_huge(*pmd);
-		/* Who freed a table that reclaim has emptied has not flushed that. */
-		if (!has_table && memfd_hook(BATCHED_FLUSH))
-			flush_tlb_batched_pending(mm);
-		if (!is_huge(*pmd) || !memfd_hook(HUGE))
-			break;
-		if (table) {
-			split_locked(vma, pmd, addr, table);
-			has_table = true;
-			table = NULL;
-			break;
-		}
-		spin_unlock(ptl);
-		memfd_delay(SPLIT);
-		if (!told && memfd_hook(TOLD)) {
-			mmu_notifier_invalidate_range_start(&range);
-			told = true;
-		}
-		table = alloc_table(mm);
-		if (!table)
-			memfd_clear_huge_pmd(vma, pmd, addr);
-	}
-	spin_unlock(ptl);
-	if (told)
-		mmu_notifier_invalidate_range_end(&range);
-	if (table)
-		pte_free(mm, table);
-	return has_table;
-}
-
 /**
  * memfd_huge_wanted() - whether a write fault should make an entry huge again
  * @vmf: The fault, on a page that is not protected.
@@ -257,7 +161,7 @@ bool memfd_huge_wanted(struct vm_fault *vmf)
 	       thp_vma_suitable_order(vma, addr, PMD_ORDER) &&
 	       memfd_thp_can_collapse(vma) &&
 	       !(vmf->flags & FAULT_FLAG_RETRY_NOWAIT) &&
-	       !ptshare_no_pmd(vma) && !ptshare_no_collapse(vma) &&
+	       !ptshare_host(vma) && !ptshare_no_collapse(vma) &&
 	       !__memfd_protect_no_pmd(vma, addr);
 }
 

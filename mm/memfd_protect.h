@@ -279,24 +279,9 @@ void memfd_waiters_end(struct memfd_waiters *waiters,
 
 /* mm/memfd_huge.c */
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
-bool memfd_huge_split(struct vm_area_struct *vma, pmd_t *pmd,
-		      unsigned long addr);
 bool memfd_huge_wanted(struct vm_fault *vmf);
 vm_fault_t memfd_huge_again(struct vm_fault *vmf);
 #else
-static inline bool memfd_huge_split(struct vm_area_struct *vma, pmd_t *pmd,
-				    unsigned long addr)
-{
-	struct mm_struct *mm = vma->vm_mm;
-	spinlock_t *ptl = pmd_lock(mm, pmd);
-	bool has_table = !pmd_none(*pmd);
-
-	if (!has_table)
-		flush_tlb_batched_pending(mm);
-	spin_unlock(ptl);
-	return has_table;
-}
-
 static inline bool memfd_huge_wanted(struct vm_fault *vmf)
 {
 	return false;

@@ -31,7 +31,8 @@
  * there is a second party. Whoever frees a table (PT_RECLAIM, khugepaged) empties its PMD
  * entry before he flushes: then it is the lock of the PMD table that orders the two.
  *
- * Huge entries become page tables first: H in mm/memfd_huge.c.
+ * Huge entries of which a part is to be protected become page tables first: H in
+ * mm/memfd_huge.c.
  *
  * A page table that processes share may lose write access as a whole, and gets it back
  * when memfd_protect_entries() has taken it from what is protected (invariant U in
@@ -50,6 +51,7 @@
 #include "internal.h"
 #include "memfd_debug.h"
 #include "memfd_protect.h"
+#include "memfd_split.h"
 
 /*
  * Secondary MMUs lose what lies between two spans that are so many pages apart, or
@@ -165,15 +167,33 @@ static bool has_table(pmd_t pmd)
 	return pmd_present(pmd) && !pmd_trans_huge(pmd);
 }
 
+/* Returns false if it is no huge entry, or a part of one. */
+static bool walk_huge(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
+		      unsigned long end)
+{
+	spinlock_t *ptl; /* of the PMD table */
+	bool huge;
+
+	if (end - addr != PMD_SIZE || end > walk->stop ||
+	    !pmd_trans_huge(pmdp_get_lockless(pmd)))
+		return false;
+	ptl = pmd_lock(walk->vma->vm_mm, pmd);
+	huge = pmd_trans_huge(*pmd);
+	if (huge && memfd_huge_protect(walk->vma, pmd, addr))
+		tlb_flush_pmd_range(&walk->tlb, addr, PMD_SIZE);
+	spin_unlock(ptl);
+	return huge;
+}
+
 static void walk_pmd(struct memfd_walk *walk, pmd_t *pmd, unsigned long addr,
 		     unsigned long end)
 {
 	/* What it shares is walked where it is found, in the host. */
-	if (ptshare_shares(walk->vma, addr))
+	if (ptshare_shares(walk->vma, addr) || walk_huge(walk, pmd, addr, end))
 		return;
 	do {
 		if (!has_table(pmdp_get_lockless(pmd)) &&
-		    !memfd_huge_split(walk->vma, pmd, addr))
+		    (!memfd_hook(HUGE) || !memfd_huge_split(walk->vma, pmd, addr)))
 			return;
 	} while (!walk_table(walk, pmd, addr, end));
 }

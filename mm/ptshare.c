@@ -777,6 +777,8 @@ bool __ptshare_move(struct vm_area_struct *vma, unsigned long addr,
 {
 	if (!ptshare_vma(vma)->shares && !ptshare_vma(new_vma)->shares)
 		return false;
+	if (ptshare_guest(vma))
+		ptshare_unlink(vma, addr, addr + len, true);
 	memfd_zap_range(vma, addr, len, NULL);
 	ptshare_dropped(new_vma, new_vma->vm_start, new_vma->vm_end);
 	if (ptshare_guest(vma) && !ptshare_guest(new_vma))

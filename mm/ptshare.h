@@ -137,6 +137,12 @@ static inline unsigned long ptshare_offset(const struct vm_area_struct *guest,
 	return (guest->vm_pgoff << PAGE_SHIFT) + addr - guest->vm_start;
 }
 
+/* Whether there is a page table behind a PMD entry of the host, or of a guest. */
+static inline bool ptshare_has_table(pmd_t entry)
+{
+	return pmd_present(entry) && !pmd_leaf(entry);
+}
+
 /* How many links there are to a table. */
 static inline atomic_t *ptshare_links_of(pgtable_t table)
 {
@@ -181,9 +187,11 @@ void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
 			    unsigned long end, enum ptshare_reason reason);
 
 /* mm/ptshare_account.c */
-unsigned int ptshare_group_pages(pte_t *pte, unsigned int flags);
-void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd, pte_t *pte,
+unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr,
+				 unsigned int flags);
+void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 			 unsigned int flags, unsigned int before, bool linked);
+int ptshare_count_huge(pmd_t *pmd);
 void ptshare_count_links(struct mm_struct *mm, struct ptshare *ps,
 			 unsigned long nr, unsigned long tables,
 			 unsigned long pages);
@@ -215,7 +223,39 @@ pmd_t *ptshare_next_pmd(struct mm_struct *mm, unsigned long *addr,
 pud_t *ptshare_next_pud(struct mm_struct *mm, unsigned long *addr,
 			unsigned long end);
 pud_t *ptshare_alloc_pud(struct mm_struct *mm, unsigned long addr);
-pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr);
+pmd_t *ptshare_host_pmd(struct ptshare *ps, unsigned long addr);
+bool ptshare_host_table(struct vm_area_struct *host_vma, pmd_t *pmd,
+			unsigned long addr);
+void ptshare_uncount_table(struct ptshare *ps, pmd_t *pmd);
+
+/* mm/ptshare_huge.c */
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+bool ptshare_huge_wanted(struct vm_area_struct *host_vma, pmd_t *pmd,
+			 unsigned long addr);
+bool ptshare_huge_split(struct vm_area_struct *host_vma, pmd_t *pmd,
+			unsigned long addr);
+void ptshare_huge_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
+			    unsigned long addr);
+void ptshare_huge_again(struct vm_area_struct *host_vma, pmd_t *pmd,
+			unsigned long addr);
+#else
+static inline bool ptshare_huge_wanted(struct vm_area_struct *host_vma,
+				       pmd_t *pmd, unsigned long addr)
+{
+	return false;
+}
+
+static inline bool ptshare_huge_split(struct vm_area_struct *host_vma,
+				      pmd_t *pmd, unsigned long addr)
+{
+	return true;
+}
+
+static inline void ptshare_huge_push_down(struct vm_area_struct *host_vma,
+					  pmd_t *pmd, unsigned long addr) { }
+static inline void ptshare_huge_again(struct vm_area_struct *host_vma,
+				      pmd_t *pmd, unsigned long addr) { }
+#endif
 
 /* mm/ptshare_lock.c */
 void ptshare_dropped(const struct vm_area_struct *vma, unsigned long start,
@@ -235,8 +275,8 @@ void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
 /* mm/ptshare_protect.c */
 void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
 		       unsigned long addr);
-bool ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
-			unsigned long addr);
+pgtable_t ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
+			     unsigned long addr);
 
 /* mm/ptshare_tlb.c */
 void ptshare_host_range(unsigned long start, unsigned long end, pgoff_t *first,

@@ -52,47 +52,112 @@ static unsigned int count_entries(pte_t *pte, unsigned int size)
 
 /**
  * ptshare_group_pages() - how many pages are mapped where a fault may add some
- * @pte: The host's entry of the page.
+ * @pmd: The PMD entry of the host.
+ * @addr: The address in the host.
  * @flags: FAULT_FLAG_*.
  *
  * Context: The lock of a guest.
  * Return: The number, for ptshare_count_fault().
  */
-unsigned int ptshare_group_pages(pte_t *pte, unsigned int flags)
+unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr,
+				 unsigned int flags)
 {
-	return count_entries(pte, 2 * most_entries(flags));
+	unsigned int nr = 0;
+	pte_t *pte;
+
+	if (pmd_leaf(pmdp_get_lockless(pmd)))
+		return PTRS_PER_PTE;
+	pte = pte_offset_map(pmd, addr);
+	if (pte) {
+		nr = count_entries(pte, 2 * most_entries(flags));
+		pte_unmap(pte);
+	}
+	return nr;
+}
+
+/* Returns how many there are more in a table. */
+static int count_table(pte_t *pte, unsigned int flags, unsigned int added)
+{
+	struct ptdesc *table = virt_to_ptdesc(pte);
+	unsigned int old = READ_ONCE(table->pt_share_pages);
+	unsigned int new = min(old + added, PTRS_PER_PTE);
+
+	if (added > most_entries(flags))
+		new = count_entries(pte, PTRS_PER_PTE);
+	WRITE_ONCE(table->pt_share_pages, new);
+	return new - old;
+}
+
+/* How many pages huge entries and page tables have, together. */
+static unsigned int count_gib(pmd_t *pmd)
+{
+	unsigned int i, nr = 0;
+
+	pmd = PTR_ALIGN_DOWN(pmd, PAGE_SIZE);
+	for (i = 0; i < PTRS_PER_PMD; i++, pmd++) {
+		pmd_t entry = pmdp_get_lockless(pmd);
+
+		if (ptshare_has_table(entry))
+			nr += READ_ONCE(page_ptdesc(pmd_pgtable(entry))->pt_share_pages);
+		else if (pmd_trans_huge(entry))
+			nr += PTRS_PER_PTE;
+	}
+	return nr;
+}
+
+/* Huge entries that come back are not known from new ones: each time so many have come. */
+#define RECOUNT_PAGES	(16 * PTRS_PER_PTE)
+
+/**
+ * ptshare_count_huge() - a huge entry has come
+ * @pmd: The PMD entry of the host.
+ *
+ * Context: Anything that keeps the PMD table.
+ * Return: How many pages there are more in that.
+ */
+int ptshare_count_huge(pmd_t *pmd)
+{
+	struct ptdesc *gib = virt_to_ptdesc(pmd);
+	unsigned int old = READ_ONCE(gib->pt_share_pages);
+	unsigned int new = old + PTRS_PER_PTE;
+
+	if (old / RECOUNT_PAGES != new / RECOUNT_PAGES)
+		new = count_gib(pmd);
+	WRITE_ONCE(gib->pt_share_pages, new);
+	return new - old;
 }
 
 /**
- * ptshare_count_fault() - a fault may have added pages to a table
+ * ptshare_count_fault() - a fault may have added pages to what the host maps
  * @mm: The address space of the guest.
  * @pmd: The PMD entry of the host.
- * @pte: The host's entry of the page.
+ * @addr: The address in the host.
  * @flags: FAULT_FLAG_*.
  * @before: ptshare_group_pages() before the fault.
  * @linked: Whether the guest has linked to the table already.
  *
  * Context: The lock of the guest.
  */
-void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd, pte_t *pte,
+void ptshare_count_fault(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 			 unsigned int flags, unsigned int before, bool linked)
 {
-	unsigned int after = ptshare_group_pages(pte, flags);
-	struct ptdesc *table, *gib;
-	unsigned int old, new;
+	unsigned int after = ptshare_group_pages(pmd, addr, flags);
+	struct ptdesc *gib = virt_to_ptdesc(pmd);
+	pte_t *pte;
+	int added;
 
 	if (after <= before)
 		return;
-	table = page_ptdesc(pmd_pgtable(*pmd));
-	gib = virt_to_ptdesc(pmd);
-	old = READ_ONCE(table->pt_share_pages);
-	new = min(old + after - before, PTRS_PER_PTE);
-	if (after - before > most_entries(flags))
-		new = count_entries(pte, PTRS_PER_PTE);
-	WRITE_ONCE(table->pt_share_pages, new);
-	WRITE_ONCE(gib->pt_share_pages, gib->pt_share_pages + new - old);
-	if (linked && new > old)
-		atomic_long_add(new - old, &mm->ptshare_pages);
+	pte = pte_offset_map(pmd, addr);
+	if (pte) {
+		added = count_table(pte, flags, after - before);
+		WRITE_ONCE(gib->pt_share_pages, gib->pt_share_pages + added);
+		pte_unmap(pte);
+	} else {
+		added = ptshare_count_huge(pmd);
+	}
+	if (linked)
+		atomic_long_add(added, &mm->ptshare_pages);
 }
 
 /**
@@ -175,12 +240,19 @@ unsigned int __ptshare_links(const struct vm_area_struct *vma,
 				  ptshare_offset(vma, addr);
 	struct mm_struct *host = READ_ONCE(ptshare_of(vma)->mm);
 	pmd_t *pmd = host ? ptshare_find_pmd(host, host_addr) : NULL;
-	pmd_t table = pmd ? pmdp_get_lockless(pmd) : __pmd(0);
+	unsigned int links;
+	pte_t *pte;
 
-	if (pmd_none(table))
+	if (!pmd || pmd_none(pmdp_get_lockless(pmd)))
 		return 1;
-	return atomic_read(ptshare_links_of(pmd_pgtable(table))) +
-	       atomic_read(ptshare_gib_links_of(pmd));
+	links = atomic_read(ptshare_gib_links_of(pmd));
+	/* It may become a huge entry, and its table be freed. */
+	pte = pte_offset_map(pmd, host_addr);
+	if (pte) {
+		links += atomic_read(&virt_to_ptdesc(pte)->pt_share_count);
+		pte_unmap(pte);
+	}
+	return links;
 }
 
 bool __ptshare_shared(struct vm_area_struct *vma, unsigned long addr)
@@ -201,4 +273,13 @@ pte_t __ptshare_shown_pte(pte_t pte)
 	if (!pte_present(pte))
 		return pte_swp_mksoft_dirty(pte);
 	return pte_mksoft_dirty(pte_mkclean(pte_mkold(pte)));
+}
+
+pmd_t __ptshare_shown_pmd(pmd_t pmd)
+{
+	if (!ptshare_rule(PRIVACY) || pmd_none(pmd))
+		return pmd;
+	if (!pmd_present(pmd))
+		return pmd_swp_mksoft_dirty(pmd);
+	return pmd_mksoft_dirty(pmd_mkclean(pmd_mkold(pmd)));
 }

@@ -13,7 +13,8 @@
  * goes there is none.
  *
  * Invariant F. A table of the host is freed only under i_mmap_rwsem for
- * writing, when no guest in the tree maps anything of its range. Nobody links
+ * writing, when no guest in the tree maps anything of its range, or it gives way to a
+ * huge entry (P in mm/ptshare_huge.c). Nobody links
  * to it then: a guest clears its links before it leaves the tree (L in
  * mm/ptshare.c). Nobody links to it anew: a fault that links holds the lock of
  * a guest in the tree. No CPU walks it: clearing a link flushed
@@ -175,9 +176,17 @@ pud_t *ptshare_alloc_pud(struct mm_struct *mm, unsigned long addr)
  * Tables
  */
 
-/* The PMD entry of the host for an address. Its table counts the links to it. */
-static pmd_t *host_pmd(struct mm_struct *mm, unsigned long addr)
+/**
+ * ptshare_host_pmd() - a PMD entry of the host, made if need be
+ * @ps: Shared page tables of a file.
+ * @addr: The address in the host.
+ *
+ * Context: May sleep. The lock of a guest that maps what @addr does.
+ * Return: The entry, in a table that counts the links to it. NULL if there is no memory.
+ */
+pmd_t *ptshare_host_pmd(struct ptshare *ps, unsigned long addr)
 {
+	struct mm_struct *mm = ps->mm;
 	pud_t *pud = ptshare_alloc_pud(mm, addr);
 	spinlock_t *ptl; /* of the PUD table */
 	pmd_t *new;
@@ -204,50 +213,66 @@ static pmd_t *host_pmd(struct mm_struct *mm, unsigned long addr)
 }
 
 /**
- * ptshare_host_table() - a table of the host, made if need be
- * @ps: Shared page tables of a file.
+ * ptshare_host_table() - have a page table of the host
+ * @host_vma: The VMA of the host.
+ * @pmd: Its PMD entry.
  * @addr: The address in the host.
  *
  * Context: May sleep. The lock of a guest that maps what @addr does.
- * Return: The PMD entry with a table behind it, NULL if there is no memory.
+ * Return: False if there is no memory.
  */
-pmd_t *ptshare_host_table(struct ptshare *ps, unsigned long addr)
+bool ptshare_host_table(struct vm_area_struct *host_vma, pmd_t *pmd,
+			unsigned long addr)
 {
-	struct mm_struct *mm = ps->mm;
-	pmd_t *pmd = host_pmd(mm, addr);
-	pgtable_t table, new;
+	for (;;) {
+		pmd_t entry = pmdp_get_lockless(pmd);
 
-	if (!pmd || !pmd_none(pmdp_get_lockless(pmd)))
-		return pmd;
-	table = pte_alloc_one(mm);
-	if (!table)
-		return NULL;
-	new = table;
-	atomic_set(ptshare_links_of(table), 0);
-	page_ptdesc(table)->pt_share_pages = 0;
-	pmd_install(mm, pmd, &new);
-	if (new) {
-		pte_free(mm, new);
-		return pmd;
+		if (ptshare_has_table(entry))
+			return true;
+		if (!pmd_none(entry))
+			ptshare_huge_split(host_vma, pmd, addr);
+		else if (pte_alloc(host_vma->vm_mm, pmd))
+			return false;
 	}
-	atomic_long_inc(&ps->nr_tables);
-	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, 1);
-	return pmd;
 }
 
-static void uncount_table(struct ptshare *ps, pmd_t *pmd)
+/* The lock of the PMD table is held. */
+void __ptshare_new_table(struct ptshare *ps, pgtable_t table, unsigned int pages)
+{
+	atomic_set(ptshare_links_of(table), 0);
+	page_ptdesc(table)->pt_share_pages = pages;
+	atomic_long_inc(&ps->nr_tables);
+	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, 1);
+}
+
+/**
+ * ptshare_uncount_table() - a table of the host is about to go
+ * @ps: Shared page tables of a file.
+ * @pmd: The PMD entry of the host, with the table behind it.
+ *
+ * Context: Nobody else makes tables of it go.
+ */
+void ptshare_uncount_table(struct ptshare *ps, pmd_t *pmd)
 {
 	struct ptdesc *gib = virt_to_ptdesc(pmd);
 	pgtable_t table = pmd_pgtable(*pmd);
 	unsigned int pages = page_ptdesc(table)->pt_share_pages;
 
 	VM_WARN_ON_ONCE(ptshare_rule(UNLINK) &&
-			(atomic_read(ptshare_links_of(table)) ||
-			 atomic_read(ptshare_gib_links_of(pmd))));
+			atomic_read(ptshare_links_of(table)));
 	WRITE_ONCE(gib->pt_share_pages,
 		   gib->pt_share_pages - min(pages, gib->pt_share_pages));
 	atomic_long_dec(&ps->nr_tables);
 	mod_node_page_state(page_pgdat(table), NR_PTSHARE_TABLES, -1);
+}
+
+/* Of which no guest is left. */
+static void uncount_unused(struct ptshare *ps, pmd_t *pmd)
+{
+	VM_WARN_ON_ONCE(ptshare_rule(UNLINK) &&
+			atomic_read(ptshare_gib_links_of(pmd)));
+	if (ptshare_has_table(*pmd))
+		ptshare_uncount_table(ps, pmd);
 }
 
 static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
@@ -264,7 +289,7 @@ static void free_class_tables(struct ptshare *ps, struct vm_area_struct *vma,
 	     addr += PMD_SIZE) {
 		trace_ptshare_free(ps->mapping->host, addr - vma->vm_start,
 				   ptshare_class_of(vma->vm_flags));
-		uncount_table(ps, pmd);
+		uncount_unused(ps, pmd);
 	}
 	tlb_gather_mmu(&tlb, vma->vm_mm);
 	free_pgd_range(&tlb, start, end, start, end);
@@ -671,10 +696,16 @@ static void free_first_pmds(struct mm_struct *mm)
 	enum ptshare_class class;
 	struct mmu_gather tlb;
 
-	for (class = 0; class < PTSHARE_CLASSES; class++)
-		if (ptshare_find_pmd(mm, PTSHARE_BASE(class)))
+	for (class = 0; class < PTSHARE_CLASSES; class++) {
+		unsigned long addr = PTSHARE_BASE(class);
+
+		if (ptshare_find_pmd(mm, addr))
 			bytes += PTRS_PER_PUD * sizeof(pud_t) +
 				 PTRS_PER_PMD * sizeof(pmd_t);
+		/* Huge entries are no tables. */
+		if (ptshare_next_pmd(mm, &addr, addr + PUD_SIZE))
+			return;
+	}
 	if (mm_pgtables_bytes(mm) != bytes)
 		return;
 	tlb_gather_mmu(&tlb, mm);
@@ -809,7 +840,7 @@ static void uncount_tables(struct ptshare *ps)
 	pmd_t *pmd;
 
 	for (; (pmd = ptshare_next_pmd(ps->mm, &addr, end)); addr += PMD_SIZE) {
-		uncount_table(ps, pmd);
+		uncount_unused(ps, pmd);
 		cond_resched();
 	}
 }

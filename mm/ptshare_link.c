@@ -21,7 +21,8 @@
  * (ptshare_split()), both with the locks that keep out faults, see B in mm/ptshare.c.
  *
  * A table of the host has as many links as PMD entries and, by way of its PMD table,
- * PUD entries lead to it. Both are counted where they lead to.
+ * PUD entries lead to it. Both are counted where they lead to. A table to which a PMD
+ * entry leads stays; others may give way to huge entries (P in mm/ptshare_huge.c).
  */
 
 #include <linux/mm.h>
@@ -40,7 +41,8 @@
 /* Whether two PMD entries point to the same page table. */
 static bool same_table(pmd_t a, pmd_t b)
 {
-	return !pmd_none(a) && !pmd_none(b) && pmd_pgtable(a) == pmd_pgtable(b);
+	return ptshare_has_table(a) && ptshare_has_table(b) &&
+	       pmd_pgtable(a) == pmd_pgtable(b);
 }
 
 /* The PMD table that an entry is in. */
@@ -143,10 +145,10 @@ bool ptshare_link_place(struct ptshare_place *place,
 /**
  * ptshare_is_linked() - whether a guest has a link
  * @place: Where.
- * @host_pmd: The PMD entry of the host, with a table behind it.
+ * @host_pmd: The PMD entry of the host.
  *
  * Context: The lock of the guest.
- * Return: True if it links to that table.
+ * Return: True if it links to the table that this is in, or to the one behind it.
  */
 bool ptshare_is_linked(const struct ptshare_place *place, pmd_t *host_pmd)
 {
@@ -190,11 +192,11 @@ static bool link_table(struct vm_area_struct *vma, unsigned long addr, pmd_t *pm
 	pgtable_t table;
 	spinlock_t *ptl; /* of the guest's PMD table */
 
-	if (!host_pmd || pmd_none(pmdp_get_lockless(host_pmd)) ||
-	    same_table(pmdp_get_lockless(pmd), pmdp_get_lockless(host_pmd)))
+	if (!host_pmd || same_table(pmdp_get_lockless(pmd),
+				    pmdp_get_lockless(host_pmd)))
 		return false;
-	table = pmd_pgtable(*host_pmd);
-	if (!ptshare_count_link(host_vma, host_pmd, host_addr))
+	table = ptshare_count_link(host_vma, host_pmd, host_addr);
+	if (!table)
 		return false;
 	ptl = pmd_lock(mm, pmd);
 	if (!same_table(*pmd, *host_pmd) && !WARN_ON_ONCE(pmd_leaf(*pmd))) {
@@ -280,7 +282,7 @@ static void link_gib(struct vm_area_struct *vma, unsigned long address,
  * @vma: The guest.
  * @address: The address.
  * @host_vma: The VMA of the host.
- * @host_pmd: Its PMD entry, with a table behind it.
+ * @host_pmd: Its PMD entry. If no table is behind it, links by PMD entries are not made.
  *
  * Context: The lock of @vma.
  */
@@ -321,25 +323,30 @@ static void was_unlinked(struct unlinked *un, unsigned long addr,
 	un->tables += size / PMD_SIZE;
 }
 
-/* Whether there was a link of the whole GiB. */
+/*
+ * Returns false if there is a table of the guest's own, to be looked at for links. None
+ * comes to be one if there is none now: that needs the mmap lock for writing.
+ */
 static bool unlink_gib(struct vm_area_struct *vma, unsigned long addr,
-		       pud_t *pud, struct unlinked *un)
+		       pud_t *pud, bool clear, struct unlinked *un)
 {
 	unsigned long start = ALIGN_DOWN(addr, PUD_SIZE);
 	spinlock_t *ptl; /* of the guest's PUD table */
+	bool empty;
 	pmd_t *gib;
 
 	if (!ptshare_whole_gib(vma, addr))
 		return false;
 	ptl = pud_lock(vma->vm_mm, pud);
+	empty = pud_none(*pud);
 	gib = linked_gib(ptshare_of(vma), ptshare_offset(vma, start), *pud);
-	if (gib) {
+	if (gib && clear) {
 		pud_clear(pud);
 		atomic_dec(ptshare_gib_links_of(gib));
 		was_unlinked(un, start, PUD_SIZE);
 	}
 	spin_unlock(ptl);
-	return gib;
+	return gib || empty;
 }
 
 static void unlink_tables(struct vm_area_struct *vma, unsigned long addr,
@@ -363,24 +370,8 @@ static void unlink_tables(struct vm_area_struct *vma, unsigned long addr,
 	}
 }
 
-/**
- * ptshare_unlink_because() - clear the links of a guest in a range
- * @vma: The guest.
- * @start: First address. All links that reach into the range are cleared.
- * @end: End of the range. What it maps by tables of its own stays.
- * @reason: Why, for who traces it.
- *
- * No CPU uses the tables through this guest when it returns. It is one flush,
- * for all tables, and it says that tables are freed: paging-structure caches go
- * too, and CPUs that run the address space lazily are interrupted as well. The
- * flush comes now and not with others at the end of an unmap, because the VMA
- * leaves the tree of guests before that (L).
- *
- * Context: May sleep. mmap lock or VMA lock of @vma, or i_mmap_rwsem. MMU notifiers
- * are told by the caller.
- */
-void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
-			    unsigned long end, enum ptshare_reason reason)
+static void unlink(struct vm_area_struct *vma, unsigned long start,
+		   unsigned long end, bool gibs, enum ptshare_reason reason)
 {
 	struct ptshare *ps = ptshare_of(vma);
 	struct ptshare_vma *pv = ptshare_vma(vma);
@@ -396,7 +387,7 @@ void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
 	end = min(ALIGN(end, PMD_SIZE), pv->end);
 	for (; (pud = ptshare_next_pud(mm, &addr, end)); addr = next) {
 		next = pud_addr_end(addr, end);
-		if (!unlink_gib(vma, addr, pud, &un))
+		if (!unlink_gib(vma, addr, pud, gibs, &un))
 			unlink_tables(vma, addr, next, &un);
 	}
 	if (!un.nr)
@@ -408,10 +399,37 @@ void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
 			     un.last - un.first, un.nr, un.tables, reason);
 }
 
-void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
-		    unsigned long end)
+/**
+ * ptshare_unlink_because() - clear the links of a guest in a range
+ * @vma: The guest.
+ * @start: First address. All links that reach into the range are cleared.
+ * @end: End of the range. What it maps by tables of its own stays.
+ * @reason: Why, for who traces it.
+ *
+ * No CPU uses the tables through this guest when it returns. It is one flush,
+ * for all tables, and it says that tables are freed: paging-structure caches go
+ * too, and CPUs that run the address space lazily are interrupted as well. The
+ * flush comes now and not with others at the end of an unmap, because the VMA
+ * leaves the tree of guests before that (L).
+ *
+ * Context: May sleep. mmap lock of @vma for writing, or nobody else knows of it any
+ * more, or its process has ended. MMU notifiers are told by the caller.
+ */
+void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
+			    unsigned long end, enum ptshare_reason reason)
 {
-	ptshare_unlink_because(vma, start, end, PTSHARE_BY_UNMAP);
+	unlink(vma, start, end, true, reason);
+}
+
+/*
+ * MADV_DONTNEED does not go to the trouble of the mmap lock for writing. Who walks page
+ * tables beside it relies on PMD tables to stay, so links to them stay. That is no loss:
+ * the pages of a file are not dropped with their entries.
+ */
+void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
+		    unsigned long end, bool unmap)
+{
+	unlink(vma, start, end, unmap, PTSHARE_BY_UNMAP);
 }
 
 /* Takes away the links of a guest that has got flags of another class. */

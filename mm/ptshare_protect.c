@@ -47,6 +47,8 @@
 #include <linux/vmstat.h>
 #include <asm/tlb.h>
 
+#include "internal.h"
+#include "memfd_split.h"
 #include "ptshare.h"
 #include "ptshare_debug.h"
 
@@ -66,7 +68,10 @@ bool __ptshare_denies(bool fast)
 	return fast ? ptshare_rule(GUP_FAST) : ptshare_rule(GUP);
 }
 
-/* Returns false if somebody links to the table by a PMD entry of his own. */
+/*
+ * Returns false if somebody links to the table by a PMD entry of his own. The PMD table
+ * is locked, so the page table stays.
+ */
 static bool protect_table(struct mm_struct *mm, pmd_t *pmd, bool *changed)
 {
 	atomic_t *links = ptshare_links_of(pmd_pgtable(*pmd));
@@ -75,7 +80,7 @@ static bool protect_table(struct mm_struct *mm, pmd_t *pmd, bool *changed)
 
 	if (atomic_read(links) && ptshare_rule(ALONE))
 		return false;
-	spin_lock(ptl);
+	spin_lock_nested(ptl, SINGLE_DEPTH_NESTING);
 	alone = !atomic_read(links) || !ptshare_rule(ALONE);
 	*changed = alone && pmd_write(*pmd);
 	if (*changed)
@@ -84,20 +89,33 @@ static bool protect_table(struct mm_struct *mm, pmd_t *pmd, bool *changed)
 	return alone;
 }
 
+/* What has gone for a migration asks when it comes back. */
+static bool protect_entry(struct vm_area_struct *vma, pmd_t *pmd,
+			  unsigned long addr, bool *changed)
+{
+	if (ptshare_has_table(*pmd))
+		return protect_table(vma->vm_mm, pmd, changed);
+	*changed = pmd_trans_huge(*pmd) && memfd_huge_protect(vma, pmd, addr);
+	return true;
+}
+
+/*
+ * The lock of the PMD table is not only for huge entries. Who makes one where there is
+ * nothing has looked at what is protected before this lock was taken, or looks behind.
+ */
 unsigned long __ptshare_protect_tables(struct vm_area_struct *vma, pmd_t *pmd,
 				       unsigned long addr, unsigned long end,
 				       struct mmu_gather *tlb)
 {
 	unsigned long first = end, behind = addr, nr = 0;
+	spinlock_t *ptl; /* of the PMD table */
 	bool changed;
 
-	if (!IS_ALIGNED(addr, PMD_SIZE))
+	if (!IS_ALIGNED(addr, PMD_SIZE) || end - addr < PMD_SIZE)
 		return addr;
-	/* They stay: whoever frees tables of the host has i_mmap_rwsem for himself (F). */
+	ptl = pmd_lock(vma->vm_mm, pmd);
 	for (; end - addr >= PMD_SIZE; addr += PMD_SIZE, pmd++) {
-		if (pmd_none(pmdp_get_lockless(pmd)))
-			continue;
-		if (!protect_table(vma->vm_mm, pmd, &changed))
+		if (!protect_entry(vma, pmd, addr, &changed))
 			break;
 		if (changed) {
 			first = min(first, addr);
@@ -105,6 +123,7 @@ unsigned long __ptshare_protect_tables(struct vm_area_struct *vma, pmd_t *pmd,
 			nr++;
 		}
 	}
+	spin_unlock(ptl);
 	if (nr) {
 		tlb_flush_pte_range(tlb, first, behind - first);
 		count_vm_events(PTSHARE_PROTECT, nr);
@@ -127,9 +146,9 @@ static void push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
 }
 
 /**
- * ptshare_push_down() - let the entries of a table decide what can be written
+ * ptshare_push_down() - let entries decide for each page what can be written
  * @host_vma: The VMA of the host.
- * @pmd: Its PMD entry, with a table behind it.
+ * @pmd: Its PMD entry.
  * @addr: The address in the host.
  *
  * Context: The lock of a guest that maps it.
@@ -138,13 +157,16 @@ void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
 		       unsigned long addr)
 {
 	spinlock_t *ptl; /* of the table */
+	pmd_t entry = pmdp_get_lockless(pmd);
 	pte_t *pte;
 
-	if (pmd_write(pmdp_get_lockless(pmd)))
+	if (pmd_none(entry) || pmd_write(entry))
 		return;
 	addr = ALIGN_DOWN(addr, PMD_SIZE);
+	if (!ptshare_has_table(entry))
+		ptshare_huge_push_down(host_vma, pmd, addr);
 	pte = pte_offset_map_lock(host_vma->vm_mm, pmd, addr, &ptl);
-	if (WARN_ON_ONCE(!pte))
+	if (!pte)
 		return;
 	push_down(host_vma, pmd, addr, pte);
 	pte_unmap_unlock(pte, ptl);
@@ -153,29 +175,28 @@ void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,
 /**
  * ptshare_count_link() - a guest is about to link to a table by a PMD entry
  * @host_vma: The VMA of the host.
- * @pmd: Its PMD entry, with a table behind it.
+ * @pmd: Its PMD entry.
  * @addr: The first address of that in the host.
  *
  * Context: The lock of the guest.
- * Return: False if there is no such table.
+ * Return: The table, which stays, or NULL if there is none.
  */
-bool ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
-			unsigned long addr)
+pgtable_t ptshare_count_link(struct vm_area_struct *host_vma, pmd_t *pmd,
+			     unsigned long addr)
 {
-	atomic_t *links = ptshare_links_of(pmd_pgtable(*pmd));
+	pgtable_t table;
 	spinlock_t *ptl; /* of the table */
 	pte_t *pte;
 
-	/* Nobody writes through tables for readers. */
-	if (!(host_vma->vm_flags & VM_WRITE) || !ptshare_rule(JOIN)) {
-		atomic_inc(links);
-		return true;
-	}
 	pte = pte_offset_map_lock(host_vma->vm_mm, pmd, addr, &ptl);
-	if (WARN_ON_ONCE(!pte))
-		return false;
-	push_down(host_vma, pmd, addr, pte);
-	atomic_inc(links);
+	/* It may have become a huge entry. */
+	if (!pte)
+		return NULL;
+	/* Nobody writes through tables for readers. */
+	if ((host_vma->vm_flags & VM_WRITE) && ptshare_rule(JOIN))
+		push_down(host_vma, pmd, addr, pte);
+	table = pmd_pgtable(*pmd);
+	atomic_inc(ptshare_links_of(table));
 	pte_unmap_unlock(pte, ptl);
-	return true;
+	return table;
 }

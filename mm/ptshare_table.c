@@ -39,14 +39,22 @@
  */
 
 /* Whether an access needs no more than a link. */
-static bool host_allows(pmd_t *pmd, pte_t *pte, unsigned int flags)
+static bool host_allows(pmd_t *pmd, unsigned long addr, unsigned int flags)
 {
 	bool write = flags & FAULT_FLAG_WRITE;
-	/* Both levels have a say, and this one comes first (U). */
-	bool denied = write && ptshare_denies_lockless(pmd);
-	pte_t entry = ptep_get_lockless(pte);
+	pte_t *pte, entry;
 
-	return !denied && pte_present(entry) && (!write || pte_write(entry));
+	/* Both levels have a say, and this one comes first (U). */
+	if (write && ptshare_denies_lockless(pmd))
+		return false;
+	if (pmd_trans_huge(pmdp_get_lockless(pmd)))
+		return true;
+	pte = pte_offset_map(pmd, addr);
+	if (!pte)
+		return false;
+	entry = ptep_get_lockless(pte);
+	pte_unmap(pte);
+	return pte_present(entry) && (!write || pte_write(entry));
 }
 
 /* Whether some table for writers has a page of the file. */
@@ -57,14 +65,8 @@ static bool writers_have(struct ptshare *ps, unsigned long offset)
 	for (class = PTSHARE_RW; class < PTSHARE_CLASSES; class += PTSHARE_LOCKED) {
 		unsigned long addr = PTSHARE_BASE(class) + offset;
 		pmd_t *pmd = ptshare_find_pmd(ps->mm, addr);
-		pte_t *pte = pmd ? pte_offset_map(pmd, addr) : NULL;
-		bool present;
 
-		if (!pte)
-			continue;
-		present = pte_present(ptep_get_lockless(pte));
-		pte_unmap(pte);
-		if (present)
+		if (pmd && host_allows(pmd, addr, 0))
 			return true;
 	}
 	return false;
@@ -128,6 +130,23 @@ static vm_fault_t host_fault(struct vm_area_struct *host_vma,
 	return ret;
 }
 
+/*
+ * Makes what a guest needs in the host: a page table if it is to link to that. Otherwise
+ * the fault makes a huge entry if it can, and finds one that could be made before.
+ */
+static bool host_entry(const struct ptshare_place *place,
+		       struct vm_area_struct *host_vma, pmd_t *pmd,
+		       unsigned long addr)
+{
+	pmd_t entry = pmdp_get_lockless(pmd);
+
+	if (place->pmd)
+		return ptshare_host_table(host_vma, pmd, addr);
+	if (pmd_none(entry) && !ptshare_huge_wanted(host_vma, pmd, addr))
+		return ptshare_host_table(host_vma, pmd, addr);
+	return true;
+}
+
 static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 			      unsigned int flags, ptshare_fault_fn *fault)
 {
@@ -139,7 +158,6 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	vm_fault_t ret = 0;
 	bool linked, allowed;
 	pmd_t *host_pmd;
-	pte_t *host_pte;
 
 	if (ptshare_make_host(ps, vma))
 		return VM_FAULT_OOM;
@@ -149,22 +167,21 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	if (WARN_ON_ONCE(host_addr >= host_vma->vm_end))
 		return VM_FAULT_SIGBUS;
 
-	host_pmd = ptshare_host_table(ps, host_addr);
-	if (!host_pmd || !ptshare_link_place(&place, vma, address, host_pmd))
+	host_pmd = ptshare_host_pmd(ps, host_addr);
+	if (!host_pmd || !ptshare_link_place(&place, vma, address, host_pmd) ||
+	    !host_entry(&place, host_vma, host_pmd, host_addr))
 		return VM_FAULT_OOM;
 
-	/* The table stays: this guest is in the tree (F). */
-	host_pte = pte_offset_kernel(host_pmd, host_addr);
 	linked = ptshare_is_linked(&place, host_pmd);
-	allowed = host_allows(host_pmd, host_pte, flags);
+	allowed = host_allows(host_pmd, host_addr, flags);
 	/* MLOCK_ONFAULT does not mean a whole block. */
 	if (!allowed && !(host_vma->vm_flags & VM_WRITE) &&
 	    !(vma->vm_flags & VM_LOCKONFAULT)) {
-		before = ptshare_group_pages(host_pte, flags);
+		before = ptshare_group_pages(host_pmd, host_addr, flags);
 		map_what_writers_have(ps, host_vma, host_pmd, host_addr);
-		ptshare_count_fault(vma->vm_mm, host_pmd, host_pte, flags,
+		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, flags,
 				    before, linked);
-		allowed = host_allows(host_pmd, host_pte, flags);
+		allowed = host_allows(host_pmd, host_addr, flags);
 	}
 	if (!allowed) {
 		ret = guest_ask(vma, address, flags);
@@ -173,11 +190,13 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 		ptshare_delay(ASK);
 		if (flags & FAULT_FLAG_WRITE)
 			ptshare_push_down(host_vma, host_pmd, host_addr);
-		before = ptshare_group_pages(host_pte, flags);
+		if (!place.pmd)
+			ptshare_huge_again(host_vma, host_pmd, host_addr);
+		before = ptshare_group_pages(host_pmd, host_addr, flags);
 		ret = host_fault(host_vma, host_addr, flags, fault);
 		if (ret & VM_FAULT_ERROR)
 			return ret;
-		ptshare_count_fault(vma->vm_mm, host_pmd, host_pte, flags,
+		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, flags,
 				    before, linked);
 		ptshare_delay(LINK);
 	}

@@ -21,7 +21,9 @@
  *
  * CPUs are interrupted if they run a guest, and no others. If it is one guest, it is
  * told the range. If there are more, their CPUs are interrupted at once, and flush
- * the whole address space that they run: each would need other addresses. Processors
+ * the whole address space that they run: each would need other addresses. That is not
+ * for those that run one lazily; if a table goes they may have it in paging-structure
+ * caches, so each guest is flushed by itself then. Processors
  * with INVLPGB need no interrupts, and may keep entries of an address space that they
  * do not run: arch_tlbbatch_flush() tells all of them to forget all.
  */
@@ -169,6 +171,11 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	list_for_each_entry(guest, &ps->mms, mms) {
 		if (!may_map(guest, first, last))
 			continue;
+		/* Those that run it lazily are told if it is about tables, one by one */
+		if (freed_tables && runs(guest->mm)) {
+			flush_one(guest, first, last, true);
+			continue;
+		}
 		if (runs(guest->mm) && !one) {
 			one = guest;
 			continue;
@@ -176,7 +183,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 		add_mm(batch, guest->mm);
 	}
 	if (one)
-		flush_one(one, first, last, freed_tables);
+		flush_one(one, first, last, false);
 	if (memfd_tlbbatch_pending(batch))
 		arch_tlbbatch_flush(batch);
 	put_cpu_ptr(&flush_batch);

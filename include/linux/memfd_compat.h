@@ -30,6 +30,7 @@
 /* With <linux/swapops.h> */
 #define memfd_pmd_is_migration(pmd)	pmd_is_migration_entry(pmd)
 #define memfd_pmd_pfn(pmd)		softleaf_to_pfn(softleaf_from_pmd(pmd))
+#define memfd_huge_pmd(folio, prot)	folio_mk_pmd(folio, prot)
 /* With <linux/huge_mm.h>: of a file, it leaves none. */
 #define memfd_clear_huge_pmd(vma, pmd, addr) \
 	__split_huge_pmd(vma, pmd, addr, false)
@@ -101,7 +102,8 @@ do {									\
 /* With <linux/swapops.h> */
 #define memfd_pmd_is_migration(pmd)	is_pmd_migration_entry(pmd)
 #define memfd_pmd_pfn(pmd)		swp_offset_pfn(pmd_to_swp_entry(pmd))
-/* With <linux/huge_mm.h>: of a file, it leaves none. */
+/* With <linux/huge_mm.h>. A huge entry of a file gives way to nothing. */
+#define memfd_huge_pmd(folio, prot)	mk_huge_pmd(&(folio)->page, prot)
 #define memfd_clear_huge_pmd(vma, pmd, addr) \
 	__split_huge_pmd(vma, pmd, addr, false, NULL)
 #define memfd_thp_can_collapse(vma) \

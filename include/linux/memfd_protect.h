@@ -59,6 +59,7 @@ bool __memfd_protect_no_fill(void);
 
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr);
+vm_fault_t __memfd_protect_wp_pmd(struct vm_fault *vmf);
 void __memfd_protect_zapped_pmd(struct mmu_gather *tlb);
 void __memfd_protect_collapse_begin(struct mm_struct *mm);
 void __memfd_protect_collapse_end(struct mm_struct *mm);
@@ -67,6 +68,11 @@ static inline bool __memfd_protect_no_pmd(struct vm_area_struct *vma,
 					  unsigned long addr)
 {
 	return true;
+}
+
+static inline vm_fault_t __memfd_protect_wp_pmd(struct vm_fault *vmf)
+{
+	return VM_FAULT_FALLBACK;
 }
 
 static inline void __memfd_protect_zapped_pmd(struct mmu_gather *tlb) { }
@@ -88,6 +94,35 @@ static inline bool memfd_protect_no_pmd(struct vm_area_struct *vma,
 					unsigned long addr)
 {
 	return vma_memfd_protect(vma) && __memfd_protect_no_pmd(vma, addr);
+}
+
+/**
+ * memfd_protect_pmd() - a huge entry is about to be set
+ * @vma: The VMA.
+ * @addr: Its first address.
+ * @pmd: The entry.
+ *
+ * Context: The lock of the PMD table.
+ * Return: @pmd, without write access if a page of it is protected.
+ */
+static inline pmd_t memfd_protect_pmd(struct vm_area_struct *vma,
+				      unsigned long addr, pmd_t pmd)
+{
+	return memfd_protect_no_pmd(vma, addr) ? pmd_wrprotect(pmd) : pmd;
+}
+
+/**
+ * memfd_protect_wp_pmd() - write fault on a huge entry without write access
+ * @vmf: The fault. Its VMA is shared.
+ *
+ * Context: Sleeps. The lock of the VMA, released if the result has VM_FAULT_RETRY.
+ * Return: VM_FAULT_*. VM_FAULT_FALLBACK if a page table is to take its place, unless there
+ * is one already.
+ */
+static inline vm_fault_t memfd_protect_wp_pmd(struct vm_fault *vmf)
+{
+	return vma_memfd_protect(vmf->vma) ? __memfd_protect_wp_pmd(vmf) :
+					     VM_FAULT_FALLBACK;
 }
 
 /**
@@ -564,6 +599,17 @@ static inline bool memfd_protect_no_pmd(struct vm_area_struct *vma,
 					unsigned long addr)
 {
 	return false;
+}
+
+static inline pmd_t memfd_protect_pmd(struct vm_area_struct *vma,
+				      unsigned long addr, pmd_t pmd)
+{
+	return pmd;
+}
+
+static inline vm_fault_t memfd_protect_wp_pmd(struct vm_fault *vmf)
+{
+	return VM_FAULT_FALLBACK;
 }
 
 static inline void memfd_protect_zapped_pmd(struct mmu_gather *tlb,

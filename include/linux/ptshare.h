@@ -252,7 +252,7 @@ struct vfsmount *ptshare_kernel_mount(void);
 
 /* mm/ptshare_link.c */
 void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
-		    unsigned long end);
+		    unsigned long end, bool unmap);
 bool __ptshare_change_protection(struct vm_area_struct *vma,
 				 unsigned long start, unsigned long end,
 				 bool numa);
@@ -286,9 +286,12 @@ unsigned int __ptshare_links(const struct vm_area_struct *vma,
 bool __ptshare_shared(struct vm_area_struct *vma, unsigned long addr);
 bool __ptshare_private(void);
 pte_t __ptshare_shown_pte(pte_t pte);
+pmd_t __ptshare_shown_pmd(pmd_t pmd);
 
 /* mm/ptshare_host.c */
 void __ptshare_exit_mmap(struct mm_struct *mm);
+void __ptshare_new_table(struct ptshare *ps, pgtable_t table,
+			 unsigned int pages);
 void ptshare_enable(void);
 void ptshare_share_file(struct inode *inode);
 void ptshare_evict(struct inode *inode);
@@ -296,6 +299,23 @@ void ptshare_show_fdinfo(struct seq_file *m, struct file *file);
 bool __ptshare_all_cgroups(void);
 struct mm_struct *__ptshare_fault_mm(struct vm_area_struct *vma);
 struct mm_struct *__ptshare_charge_mm(struct vm_area_struct *vma);
+
+/**
+ * ptshare_new_table() - a page table is about to come into an address space
+ * @mm: The address space.
+ * @table: The table.
+ * @pages: How many pages it maps.
+ *
+ * If it is one that processes will share it begins to be counted.
+ *
+ * Context: The lock of the PMD table.
+ */
+static inline void ptshare_new_table(struct mm_struct *mm, pgtable_t table,
+				     unsigned int pages)
+{
+	if (static_branch_unlikely(&ptshare_used) && mm->ptshare)
+		__ptshare_new_table(mm->ptshare, table, pages);
+}
 
 /**
  * ptshare_new_file() - a shmem file has been made
@@ -601,13 +621,13 @@ static inline void ptshare_change_lock(struct vm_area_struct *vma,
  * ptshare_no_pmd() - whether a VMA must not have huge entries
  * @vma: The VMA.
  *
- * Guests link to tables of small entries.
+ * Tables of locked memory have small ones only.
  *
  * Return: True if so.
  */
 static inline bool ptshare_no_pmd(const struct vm_area_struct *vma)
 {
-	return ptshare_host(vma);
+	return ptshare_host(vma) && (vma->vm_flags & VM_LOCKED);
 }
 
 /**
@@ -780,6 +800,20 @@ static inline pte_t ptshare_shown_pte(const struct vm_area_struct *vma,
 				      unsigned long addr, pte_t pte)
 {
 	return ptshare_shares(vma, addr) ? __ptshare_shown_pte(pte) : pte;
+}
+
+/**
+ * ptshare_shown_pmd() - a huge entry as a process may see it
+ * @vma: The VMA.
+ * @addr: The address.
+ * @pmd: The entry.
+ *
+ * Return: @pmd, without what it tells of other processes.
+ */
+static inline pmd_t ptshare_shown_pmd(const struct vm_area_struct *vma,
+				      unsigned long addr, pmd_t pmd)
+{
+	return ptshare_shares(vma, addr) ? __ptshare_shown_pmd(pmd) : pmd;
 }
 
 /**
@@ -981,7 +1015,8 @@ static inline vm_fault_t ptshare_fault(struct vm_area_struct *vma,
 }
 
 static inline void ptshare_unlink(struct vm_area_struct *vma,
-				  unsigned long start, unsigned long end) { }
+				  unsigned long start, unsigned long end,
+				  bool unmap) { }
 
 static inline bool ptshare_change_protection(struct vm_area_struct *vma,
 					     unsigned long start,
@@ -1067,6 +1102,14 @@ static inline pte_t ptshare_shown_pte(const struct vm_area_struct *vma,
 	return pte;
 }
 
+static inline pmd_t ptshare_shown_pmd(const struct vm_area_struct *vma,
+				      unsigned long addr, pmd_t pmd)
+{
+	return pmd;
+}
+
+static inline void ptshare_new_table(struct mm_struct *mm, pgtable_t table,
+				     unsigned int pages) { }
 static inline void ptshare_mm_init(struct mm_struct *mm) { }
 
 static inline unsigned long ptshare_mm_pages(struct mm_struct *mm)
