@@ -9,6 +9,7 @@
 #include "memfd_protect_paths.h"
 
 #include <dirent.h>
+#include <linux/mempolicy.h>
 #include <sys/resource.h>
 
 #include "kselftest_harness.h"
@@ -308,7 +309,8 @@ static bool numa_opens(struct scene *s)
 	return !a.out.sig;
 }
 
-static void scenario_pte_numa(struct scene *s)
+/* With so many pages protected, from @first on; 0: all of them */
+static void play_numa(struct scene *s, size_t first, size_t nr)
 {
 	struct actor other;
 
@@ -322,7 +324,7 @@ static void scenario_pte_numa(struct scene *s)
 	actor_start(&other, s, store_when_told);
 	for (int i = 0; i < 8 && !s->violations; i++) {
 		bump(s);
-		protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+		protect_pages(s->fd, first, nr, MEMFD_PROTECT_DENY);
 		s->violations += numa_opens(s);
 		unprotect_pages(s->fd, 0, 0);
 	}
@@ -330,6 +332,11 @@ static void scenario_pte_numa(struct scene *s)
 	numa_scan_fast(false);
 	if (!s->tries)
 		s->skip = "no NUMA hinting faults";
+}
+
+static void scenario_pte_numa(struct scene *s)
+{
+	play_numa(s, THE_PAGE, 1);
 }
 
 /* A file of one large folio, and where it is mapped */
@@ -392,6 +399,7 @@ static void huge_play(struct scene *s, void (*start)(struct huge *h))
 		return;
 	madvise(h.scene.map, HUGE_SIZE, MADV_DONTNEED);
 	start(&h);
+	s->skip = h.scene.skip;
 	s->tries++;
 	run_guarded(store_when_told, &a, &out);
 	s->violations += !out.sig;
@@ -410,7 +418,53 @@ static void scenario_pmd(struct scene *s)
 	huge_play(s, protect_and_map);
 }
 
-/* huge: ... or one is there, and the walk passes it by */
+/* ... or it is there, has lost its write bit, and gets it back by mprotect() */
+static void protect_and_change(struct huge *h)
+{
+	h->scene.map[0] = NEW_BYTE;
+	protect_pages(h->scene.fd, 0, 0, MEMFD_PROTECT_DENY);
+	mprotect(h->scene.map, HUGE_SIZE, PROT_READ);
+	mprotect(h->scene.map, HUGE_SIZE, PROT_READ | PROT_WRITE);
+}
+
+static void scenario_pmd_mprotect(struct scene *s)
+{
+	huge_play(s, protect_and_change);
+}
+
+/* ... when its page comes to another node */
+static void protect_and_move(struct huge *h)
+{
+	void *addr = h->scene.map;
+	int node = 1, status = -1;
+
+	h->scene.map[0] = NEW_BYTE;
+	protect_pages(h->scene.fd, 0, 0, MEMFD_PROTECT_DENY);
+	if (syscall(__NR_move_pages, 0, 1, &addr, &node, &status, MPOL_MF_MOVE_ALL) ||
+	    status != node)
+		h->scene.skip = "no second node";
+}
+
+static void scenario_pmd_migrate(struct scene *s)
+{
+	huge_play(s, protect_and_move);
+}
+
+/* ... after a NUMA hinting fault */
+static void scenario_pmd_numa(struct scene *s)
+{
+	struct huge h;
+
+	if (!huge_start(&h, s))
+		return;
+	play_numa(&h.scene, 0, 0);
+	s->tries = h.scene.tries;
+	s->violations = h.scene.violations;
+	s->skip = h.scene.skip;
+	huge_end(&h);
+}
+
+/* huge: one is there, and the walk passes it by */
 static void map_and_protect(struct huge *h)
 {
 	h->scene.map[0] = NEW_BYTE;
@@ -1149,6 +1203,9 @@ HOOK(pte_mprotect, "pte", NULL, 0, 1);
 HOOK(pte_migrate, "pte", NULL, 0, 400);
 HOOK(pte_numa, "pte", NULL, 0, 1);
 HOOK(pmd, "pmd", NULL, 0, 1);
+HOOK(pmd_mprotect, "pmd", NULL, 0, 1);
+HOOK(pmd_migrate, "pmd", NULL, 0, 1);
+HOOK(pmd_numa, "pmd", NULL, 0, 1);
 HOOK(huge, "huge", NULL, 0, 1);
 HOOK(split, "split", NULL, 0, 1);
 HOOK(zap, "zap", NULL, 0, 20);

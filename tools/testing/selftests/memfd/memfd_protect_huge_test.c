@@ -198,17 +198,56 @@ TEST_F(huge, others_do_not_fault)
 		EXPECT_EQ(i == THE_PAGE ? 0 : i, *word(self->map, i));
 }
 
-/* As a whole, and both at once */
+/* As a whole: who is refused changes nothing */
 TEST_F(huge, all_of_it)
 {
+	long before;
+
 	ASSERT_EQ(0, protect_pages(self->fd, 0, 2 * self->pages, MEMFD_PROTECT_DENY));
-	EXPECT_EQ(0, huge_kb(self->map));
 	for (size_t i = 0; i < NR_HUGE * self->pages; i += 63)
 		EXPECT_EQ(SIGBUS, stores(self->map, i));
-	ASSERT_EQ(0, unprotect_pages(self->fd, 0, 0));
-	for (size_t i = 0; i < NR_HUGE * self->pages; i += 63)
-		EXPECT_EQ(0, stores(self->map, i));
 	EXPECT_EQ(NR_HUGE * HUGE_KB, huge_kb(self->map));
+	ASSERT_EQ(0, unprotect_pages(self->fd, 0, 0));
+	before = faults();
+	for (size_t i = 0; i < NR_HUGE * self->pages; i++)
+		EXPECT_EQ(0, stores(self->map, i));
+	EXPECT_EQ(before + NR_HUGE, faults());
+	EXPECT_EQ(NR_HUGE * HUGE_KB, huge_kb(self->map));
+}
+
+/* All of it is protected, then a part of it is let go */
+TEST_F(huge, and_a_part_is_let_go)
+{
+	ASSERT_EQ(0, protect_pages(self->fd, 0, 0, MEMFD_PROTECT_DENY));
+	ASSERT_EQ(0, unprotect_pages(self->fd, THE_PAGE, 2));
+	EXPECT_EQ(NR_HUGE * HUGE_KB, huge_kb(self->map));
+	EXPECT_EQ(SIGBUS, stores(self->map, THE_PAGE - 1));
+	EXPECT_EQ(0, stores(self->map, THE_PAGE));
+	EXPECT_EQ((NR_HUGE - 1) * HUGE_KB, huge_kb(self->map));
+	EXPECT_EQ(SIGBUS, stores(self->map, THE_PAGE - 1));
+	EXPECT_EQ(0, stores(self->map, THE_PAGE + 1));
+	EXPECT_EQ(SIGBUS, stores(self->map, THE_PAGE + 2));
+	ASSERT_EQ(0, unprotect_pages(self->fd, 0, 0));
+	EXPECT_EQ(0, stores(self->map, THE_PAGE + 2));
+	EXPECT_EQ(NR_HUGE * HUGE_KB, huge_kb(self->map));
+}
+
+/* A log of all of it: each page is told once */
+TEST_F(huge, all_of_it_logged)
+{
+	struct memfd_range ranges[4];
+
+	ASSERT_EQ(0, protect_pages(self->fd, 0, 0, MEMFD_PROTECT_ASYNC));
+	EXPECT_EQ(0, stores(self->map, THE_PAGE));
+	EXPECT_EQ(0, stores(self->map, THE_PAGE + 2));
+	EXPECT_EQ(0, stores(self->map, THE_PAGE));
+	ASSERT_EQ(2, scan_range(self->nfd, 0, 0, ranges, 4, MEMFD_SCAN_REPROTECT, NULL));
+	EXPECT_EQ(THE_PAGE * page_size(), ranges[0].offset);
+	EXPECT_EQ((THE_PAGE + 2) * page_size(), ranges[1].offset);
+	EXPECT_EQ(page_size(), ranges[0].length);
+	EXPECT_EQ(0, stores(self->map, THE_PAGE + 1));
+	ASSERT_EQ(1, scan_range(self->nfd, 0, 0, ranges, 4, 0, NULL));
+	EXPECT_EQ((THE_PAGE + 1) * page_size(), ranges[0].offset);
 }
 
 TEST_F(huge, in_every_process)
@@ -326,7 +365,6 @@ TEST_F(huge, readers_keep_theirs)
 	touch(private, SIZE);
 	ASSERT_EQ(0, protect_pages(self->fd, 0, 0, MEMFD_PROTECT_DENY));
 	EXPECT_EQ(NR_HUGE * HUGE_KB, huge_kb(map));
-	EXPECT_EQ(0, huge_kb(self->map));
 	EXPECT_EQ(0, stores(private, THE_PAGE));
 	EXPECT_EQ(1, *word(private, THE_PAGE));
 	EXPECT_EQ(0, *word(map, THE_PAGE));

@@ -17,6 +17,7 @@
  */
 #include "ptshare_common.h"
 
+#include <linux/mempolicy.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 
@@ -1551,6 +1552,52 @@ static void scenario_gup_fast(struct scene *s)
 	close(fd);
 }
 
+/* The same with a huge page; if that is not to be had, the scenario is skipped */
+static char *stage_denied_huge(struct scene *s)
+{
+	static const char path[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+	long long huge;
+	char *map;
+
+	if (!write_file(path, "always")) {
+		skip(s, "no huge pages of shmem");
+		return NULL;
+	}
+	map = stage_denied(s);
+	write_file(path, "never");
+	huge = map ? smaps_sum(getpid(), map, s->len, "ShmemPmdMapped", NULL) : 0;
+	if (map && huge != (long long)TABLE_KB) {
+		skip(s, "no huge page");
+		return NULL;
+	}
+	return map;
+}
+
+static void scenario_huge(struct scene *s)
+{
+	char *map = stage_denied_huge(s);
+
+	if (map)
+		expect_denied(s, map + THE_OFFSET);
+}
+
+/* It moves to another node, and comes back with an entry that is made anew */
+static void scenario_huge_migration(struct scene *s)
+{
+	char *map = stage_denied_huge(s);
+	void *addr = map + THE_OFFSET;
+	int node = 1, status = -1;
+
+	if (!map)
+		return;
+	if (syscall(__NR_move_pages, 0, 1, &addr, &node, &status, MPOL_MF_MOVE_ALL) ||
+	    status != node) {
+		skip(s, "no second node");
+		return;
+	}
+	expect_denied(s, map + THE_OFFSET);
+}
+
 static const struct scenario {
 	const char *name;
 	const char *rule;	/* its switch; NULL: it has none */
@@ -1589,6 +1636,8 @@ static const struct scenario {
 	{ "push_down", RULE("push_down"), scenario_push_down },
 	{ "gup", RULE("gup"), scenario_gup },
 	{ "gup_fast", RULE("gup_fast"), scenario_gup_fast },
+	{ "huge", MEMFD_DEBUG_DIR "/disable/huge", scenario_huge },
+	{ "huge_migration", MEMFD_DEBUG_DIR "/disable/pmd", scenario_huge_migration },
 	{ "ask_window", NULL, scenario_ask_window, 20, .delay = "ask",
 	  .delay_us = 30000 },
 	{ "ask_wait_window", NULL, scenario_ask_wait_window, 20,

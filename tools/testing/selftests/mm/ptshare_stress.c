@@ -122,6 +122,7 @@ static size_t place[TABLES] = { 0, 1, 2, 3, 4, 5 };
 static size_t file_size = TABLES * TABLE_SIZE;
 static size_t window_size = TABLES * TABLE_SIZE; /* a file, and what aligns the next */
 static bool large;		/* --large */
+static bool huge;		/* --huge: large, with huge pages */
 
 static struct file {
 	int fd;
@@ -1834,7 +1835,7 @@ static void large_folios(bool on)
 		to = from ? strchr(from, ']') : NULL;
 		if (to && to - from <= (int)sizeof(thp_before[i])) {
 			memcpy(thp_before[i], from + 1, to - from - 1);
-			write_file(thp_files[i], i ? "always" : "advise");
+			write_file(thp_files[i], i || huge ? "always" : "advise");
 		}
 	}
 }
@@ -1954,6 +1955,12 @@ static bool report_sharing(const struct ptshare_counts *before)
 		if (protection && (!vmstat("ptshare_protect") || !vmstat("ptshare_push_down")))
 			return false;
 	}
+	if (huge) {
+		ksft_print_msg("huge entries of files %lld, tables in place of them %lld\n",
+			       vmstat("thp_file_mapped"), vmstat("thp_split_pmd"));
+		if (!vmstat("thp_file_mapped") || !vmstat("thp_split_pmd"))
+			return false;
+	}
 	return now.link > before->link && now.unlink > before->unlink &&
 	       now.unshare > before->unshare && now.share > before->share;
 }
@@ -2007,6 +2014,8 @@ static bool parse(int argc, char **argv, unsigned int *seconds,
 			unshared = true;
 		else if (!strcmp(argv[i], "--large"))
 			make_large();
+		else if (!strcmp(argv[i], "--huge"))
+			huge = true;
 		else if (i + 1 == argc)
 			return false;
 		else if (!strcmp(argv[i], "--seconds"))
@@ -2016,6 +2025,8 @@ static bool parse(int argc, char **argv, unsigned int *seconds,
 		else
 			return false;
 	}
+	if (huge)
+		make_large();
 	return *seconds;
 }
 
@@ -2071,7 +2082,7 @@ int main(int argc, char **argv)
 	long long tables;
 
 	if (!parse(argc, argv, &seconds, &seed)) {
-		fprintf(stderr, "Usage: %s [--seconds N] [--seed N] [--unshared] [--large]\n",
+		fprintf(stderr, "Usage: %s [--seconds N] [--seed N] [--unshared] [--large|--huge]\n",
 			argv[0]);
 		return KSFT_FAIL;
 	}
@@ -2079,9 +2090,10 @@ int main(int argc, char **argv)
 	if (!unshared && !have_ptshare())
 		ksft_exit_skip("no MFD_SHARE_PGTABLES\n");
 	ksft_set_plan(10);
-	ksft_print_msg("%u seconds, seed %u%s%s\n", seconds, seed,
+	ksft_print_msg("%u seconds, seed %u%s%s%s\n", seconds, seed,
 		       unshared ? ", nothing shared" : "",
-		       large ? ", files of several GiB" : "");
+		       large ? ", files of several GiB" : "",
+		       huge ? ", huge pages" : "");
 	tables = ptshare_tables();
 	before = ptshare_counts();
 	if (!prepare())
