@@ -546,7 +546,7 @@ static int split_at(struct memfd_ranges *ranges, pgoff_t index,
  * @pool: Memory that does for what cannot be had without waiting. NULL: wait.
  *
  * No value changes. What is allocated is part of the map, and goes with the
- * next change that makes it superfluous.
+ * next change that makes it superfluous, or with memfd_ranges_unprepare().
  *
  * Context: Owner's lock, which must be held until after memfd_ranges_set(), unless
  * memfd_ranges_hold() keeps what was prepared.
@@ -559,6 +559,24 @@ int memfd_ranges_prepare(struct memfd_ranges *ranges, pgoff_t first,
 	int err = split_at(ranges, first, value, pool);
 
 	return err ?: split_at(ranges, last + 1, value, pool);
+}
+
+/**
+ * memfd_ranges_unprepare() - what memfd_ranges_prepare() has prepared is not needed
+ * @ranges: The map.
+ * @first: First page offset that was prepared.
+ * @last: Last page offset that was prepared.
+ *
+ * Nor is what it had prepared before it failed. No value changes.
+ *
+ * Context: May sleep. Owner's lock.
+ */
+void memfd_ranges_unprepare(struct memfd_ranges *ranges, pgoff_t first,
+			    pgoff_t last)
+{
+	memfd_ranges_fold(ranges, first);
+	if (last < MEMFD_RANGES_LAST)
+		memfd_ranges_fold(ranges, last + 1);
 }
 
 /**
@@ -589,9 +607,7 @@ void memfd_ranges_release(struct memfd_ranges *ranges, pgoff_t first,
 {
 	ranges->holds--;
 	/* What had to be kept so far. */
-	memfd_ranges_fold(ranges, first);
-	if (last < MEMFD_RANGES_LAST)
-		memfd_ranges_fold(ranges, last + 1);
+	memfd_ranges_unprepare(ranges, first, last);
 }
 
 /* The value that all below @entry has, as a slot's word; or NULL. */
@@ -1019,6 +1035,7 @@ void memfd_ranges_try_end(struct memfd_ranges *ranges, bool keep)
 		memfd_ranges_set(ranges, undo->first, undo->last, undo->value);
 	} else {
 		undo_restore(ranges, undo);
+		memfd_ranges_unprepare(ranges, undo->first, undo->last);
 	}
 	kvfree(undo);
 }

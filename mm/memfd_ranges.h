@@ -89,6 +89,8 @@ bool memfd_ranges_find(struct memfd_ranges *ranges, unsigned int values,
 int memfd_ranges_prepare(struct memfd_ranges *ranges, pgoff_t first,
 			 pgoff_t last, unsigned int value,
 			 struct memfd_ranges_pool *pool);
+void memfd_ranges_unprepare(struct memfd_ranges *ranges, pgoff_t first,
+			    pgoff_t last);
 void memfd_ranges_hold(struct memfd_ranges *ranges);
 void memfd_ranges_release(struct memfd_ranges *ranges, pgoff_t first,
 			  pgoff_t last);

@@ -248,6 +248,16 @@ void memfd_flight_wait(struct memfd_protect *mp)
 		up_read(&mp->flight.settled);
 }
 
+/* A change has failed for good: what was allocated at its ends goes. */
+static void give_up(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
+{
+	mutex_lock(&mp->lock);
+	memfd_ranges_unprepare(&mp->modes, first, last);
+	memfd_ranges_unprepare(&mp->async, first, last);
+	memfd_ranges_unprepare(&mp->log, first, last);
+	mutex_unlock(&mp->lock);
+}
+
 /* Stores the modes so that they can be taken back. mp->lock is held. */
 static int flight_store(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 			enum memfd_mode mode, struct memfd_ranges_pool *pool)
@@ -304,6 +314,8 @@ int memfd_flight_begin(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 			break;
 		up_write(&mp->flight.settled);
 	} while (err == -ENOMEM && !(err = memfd_ranges_refill(&pool, 0)));
+	if (err)
+		give_up(mp, first, last);
 	memfd_ranges_drain(&pool);
 	return err;
 }
@@ -371,6 +383,8 @@ int memfd_state_change(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
 		err = change(mp, arg, &pool);
 		mutex_unlock(&mp->lock);
 	} while (err == -ENOMEM && !(err = memfd_ranges_refill(&pool, gfp)));
+	if (err == -ENOMEM || err == -EINTR)
+		give_up(mp, first, last);
 	memfd_ranges_drain(&pool);
 	return err;
 }
