@@ -20,7 +20,7 @@ source_of() { case $1 in vanilla|inner) echo "$VANILLA" ;; *) echo "$LINUX" ;; e
 obj_of() { echo "$(source_of "$1")/obj-$1"; }
 
 # All kernels, and those with a part of our options: see scripts/build.
-KERNELS=(normal debug distro rt deb vanilla inner noshare noprotect neither)
+KERNELS=(normal debug gcov kcsan distro rt deb vanilla inner noshare noprotect neither)
 PARTIAL=(noshare noprotect neither)
 is_kernel() { [[ " ${KERNELS[*]} " = *" $1 "* ]]; }
 
