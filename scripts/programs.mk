@@ -31,7 +31,7 @@ KVM := demand_paging_test dirty_log_perf_test kvm_page_table_test access_trackin
 FUZZ := memfd_fuzz mapping_fuzz
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
 
-all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) $(FUZZ) memfd_test $(MM) $(KVM:%=kvm/%)) $(SAMPLES)
+all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) $(FUZZ) memfd_test $(MM) $(KVM:%=kvm/%) selftests/built) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
@@ -70,6 +70,19 @@ $(BIN)/kvm/built: $(wildcard $(SELF)/kvm/*.c $(SELF)/kvm/lib/*.c $(SELF)/kvm/lib
 		KHDR_INCLUDES="-isystem $(HDR)" $(KVM:%=$(@D)/%)
 	touch $@
 $(KVM:%=$(BIN)/kvm/%): $(BIN)/kvm/built ;
+
+# All of the kernel's own, as they are without our patches (tests/kernel_selftests).
+# Not all of them compile in each kernel: 6.12's khugepaged does not.
+VSELF := $(BUILD)/vanilla/tools/testing/selftests
+$(BIN)/selftests/built: $(wildcard $(VSELF)/mm/*.[ch] $(VSELF)/memfd/*.[ch]) $(HDR)/.installed
+	mkdir -p $(@D)/mm $(@D)/memfd
+	for dir in mm memfd; do \
+		$(MAKE) -s -k -C $(VSELF)/$$dir OUTPUT=$(@D)/$$dir ARCH=x86_64 CC="$(CC) -w" TEST_GEN_MODS_DIR= \
+			KHDR_INCLUDES="-isystem $(HDR)" >$(@D)/$$dir.log 2>&1 || echo "not all of selftests/$$dir compile"; \
+	done
+	test -x $(@D)/mm/cow -a -x $(@D)/memfd/memfd_test
+	cp $(VSELF)/mm/*.sh $(@D)/mm
+	touch $@
 
 samples: $(HDR)/.installed | $(BIN)
 	@$(MAKE) -C $(TOP)/samples/memfd_protect UAPI=$(HDR) OUT=$(BIN)
