@@ -39,6 +39,15 @@ check-distro: kernel-vanilla programs	## run the tests on Debian's own config; w
 check-configs: kernel-vanilla programs	## build and test the kernels that have a part of our options
 	@scripts/check-configs $(ARGS)
 
+coverage: programs	## which lines of our kernel files the tests execute; writes tests/results/ (ARGS=NAME...)
+	@scripts/coverage $(ARGS)
+
+races: programs	## stress tests, tests and fuzzers on the kcsan kernel, which looks for data races
+	@scripts/soak --seconds $(or $(SECONDS),600) races
+
+soak: programs	## the tests that take long: soak, fuzzers, stress, trinity, stress-ng (SECONDS=N each, ARGS=PART)
+	@scripts/soak $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
 fuzz: programs	## run the fuzzers (SECONDS=3600 KERNEL=debug; default 120 s on the normal kernel)
 	@scripts/build $(or $(KERNEL),normal)
 	@scripts/fuzz --seconds $(or $(SECONDS),120) --kernel $(or $(KERNEL),normal) $(ARGS)
@@ -105,5 +114,5 @@ clean:		## remove everything that was built
 	rm -rf build out compile_commands.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs fuzz bench bench-quick models shell gdb \
+.PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs coverage races soak fuzz bench bench-quick models shell gdb \
 	kernel kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean
