@@ -25,17 +25,20 @@
 
 #include "kselftest.h"
 
-#define NR_PAGES	8192
+#define MAX_PAGES	8192
+#define TABLE_NR	512	/* the file is of whole page tables */
 #define PAGE		4096UL
-#define FILE_SIZE	(NR_PAGES * PAGE)
-#define LIMIT		(FILE_SIZE * 3 / 4)	/* of the cgroup */
+#define FILE_SIZE	(nr_pages * PAGE)
+/* Of the cgroup: not for all of the file, but for what the processes have themselves */
+#define LIMIT		(FILE_SIZE * 3 / 4 + NR_CHILDREN * (64UL << 10))
 #define STRIDE		256	/* a word every so many bytes */
 #define WORDS		(PAGE / STRIDE)
 #define NR_WRITERS	6
 #define NR_READERS	2
 #define HANDLER		(NR_WRITERS + NR_READERS)
 #define NR_CHILDREN	(HANDLER + 1)
-#define BATCH		8
+#define BATCH		32
+#define SPARED		4	/* the handler is killed once in so many times */
 #define CGROUP		"/sys/fs/cgroup/memfd_protect_soak"
 
 enum count {
@@ -65,7 +68,7 @@ struct control {
 	volatile bool amid;	/* the handler has protected */
 	volatile bool busy[NR_WRITERS];	/* a change may be half done */
 	struct journal journal[NR_WRITERS];
-	volatile uint32_t version[NR_PAGES];
+	volatile uint32_t version[MAX_PAGES];
 	unsigned long counts[NR_COUNTS];
 	unsigned long bad_words, bad_snapshot, bad_increment, bad_end;
 	unsigned long errors;
@@ -75,6 +78,7 @@ struct control {
 static struct control *control;
 static int memfd = -1;
 static bool unprotected, share;
+static unsigned int nr_pages = 2 * TABLE_NR;
 
 static void count(enum count which, unsigned long nr)
 {
@@ -190,7 +194,7 @@ static void writer(unsigned int id, unsigned int seed)
 	while (!control->stop) {
 		if (!enter(id))
 			continue;
-		page = rnd(&seed, NR_PAGES / NR_WRITERS) * NR_WRITERS + id;
+		page = rnd(&seed, nr_pages / NR_WRITERS) * NR_WRITERS + id;
 		change(id, map, page, control->version[page] + 1, !rnd(&seed, 4));
 		__atomic_store_n(&control->busy[id], false, __ATOMIC_SEQ_CST);
 		if (!rnd(&seed, 1000)) {
@@ -208,7 +212,7 @@ static void reader(unsigned int id, unsigned int seed)
 	unsigned int page;
 
 	while (!control->stop && map != MAP_FAILED) {
-		page = rnd(&seed, NR_PAGES);
+		page = rnd(&seed, nr_pages);
 		if (!page_right(map + page * PAGE, page, -1))
 			__atomic_fetch_add(&control->bad_words, 1, __ATOMIC_RELAXED);
 		count(C_READS, 1);
@@ -250,8 +254,8 @@ static bool protect_all(unsigned int mode)
 struct snapshot {
 	int nfd;
 	char *map;
-	bool copied[NR_PAGES];
-	uint32_t t0[NR_PAGES];
+	bool copied[MAX_PAGES];
+	uint32_t t0[MAX_PAGES];
 	char copy[BATCH * PAGE] __attribute__((aligned(8)));
 };
 
@@ -277,7 +281,7 @@ static void copy_wanted(struct snapshot *s)
 	while (readable(s->nfd, 0) && read(s->nfd, &ev, sizeof(ev)) == sizeof(ev)) {
 		page = ev.offset / PAGE;
 		end = page + ev.length / PAGE;
-		if (!(ev.flags & MEMFD_EVENT_F_WAITING) || end > NR_PAGES)
+		if (!(ev.flags & MEMFD_EVENT_F_WAITING) || end > nr_pages)
 			continue;
 		for (; page < end; page++) {
 			if (s->copied[page])
@@ -296,12 +300,12 @@ static void take_snapshot(struct snapshot *s)
 	memset(s->copied, 0, sizeof(s->copied));
 	protected = shut_gate() && protect_all(MEMFD_PROTECT_WAIT);
 	control->amid = protected;
-	for (unsigned int i = 0; i < NR_PAGES; i++)
+	for (unsigned int i = 0; i < nr_pages; i++)
 		s->t0[i] = control->version[i];
 	open_gate();
-	while (protected && page < NR_PAGES && !control->stop) {
+	while (protected && page < nr_pages && !control->stop) {
 		copy_wanted(s);
-		for (nr = 0; nr < BATCH && page + nr < NR_PAGES; nr++)
+		for (nr = 0; nr < BATCH && page + nr < nr_pages; nr++)
 			if (s->copied[page + nr])
 				break;
 		if (nr)
@@ -309,7 +313,7 @@ static void take_snapshot(struct snapshot *s)
 		page += nr ?: 1;
 		usleep(100);
 	}
-	if (page == NR_PAGES)
+	if (page == nr_pages)
 		count(C_SNAPSHOTS, 1);
 	control->amid = false;
 }
@@ -317,11 +321,11 @@ static void take_snapshot(struct snapshot *s)
 /* Marks what was logged; false if that is not possible */
 static bool take_log(int nfd, bool *logged)
 {
-	static struct memfd_range ranges[NR_PAGES / 2];
-	int nr = scan_range(nfd, 0, 0, ranges, NR_PAGES / 2, MEMFD_SCAN_REPROTECT,
+	static struct memfd_range ranges[MAX_PAGES / 2];
+	int nr = scan_range(nfd, 0, 0, ranges, nr_pages / 2, MEMFD_SCAN_REPROTECT,
 			    NULL);
 
-	memset(logged, 0, NR_PAGES * sizeof(*logged));
+	memset(logged, 0, nr_pages * sizeof(*logged));
 	for (int i = 0; i < nr; i++) {
 		unsigned int page = ranges[i].offset / PAGE;
 
@@ -334,12 +338,12 @@ static bool take_log(int nfd, bool *logged)
 
 static void take_increments(struct snapshot *s)
 {
-	static bool logged[NR_PAGES];
+	static bool logged[MAX_PAGES];
 
 	if (!shut_gate() || !protect_all(MEMFD_PROTECT_ASYNC))
 		return open_gate();
 	for (int turn = 0; turn < 4; turn++) {
-		for (unsigned int i = 0; i < NR_PAGES; i++)
+		for (unsigned int i = 0; i < nr_pages; i++)
 			s->t0[i] = control->version[i];
 		open_gate();
 		usleep(50000);
@@ -347,7 +351,7 @@ static void take_increments(struct snapshot *s)
 			break;
 		if (!take_log(s->nfd, logged))
 			error_once("scan");
-		for (unsigned int i = 0; i < NR_PAGES; i++)
+		for (unsigned int i = 0; i < nr_pages; i++)
 			if (s->t0[i] != control->version[i] && !logged[i])
 				control->bad_increment++;
 		count(C_INCREMENTS, 1);
@@ -430,7 +434,9 @@ static void kill_for(unsigned int seconds, pid_t *pids, unsigned int *seed)
 
 	while (now_ns() < end) {
 		usleep(rnd(seed, 400000));
-		kill(pids[rnd(seed, NR_CHILDREN)], SIGKILL);
+		id = rnd(seed, NR_CHILDREN);
+		if (id != HANDLER || !rnd(seed, SPARED))
+			kill(pids[id], SIGKILL);
 		/* Those that the kernel has killed for want of memory, too */
 		usleep(1000);
 		for (id = 0; id < NR_CHILDREN; id++) {
@@ -476,7 +482,7 @@ static bool load(void)
 		snprintf(number, sizeof(number), "%d", getpid());
 		if (!write_file(CGROUP "/cgroup.procs", number))
 			_exit(1);
-		for (unsigned int page = 0; page < NR_PAGES; page++)
+		for (unsigned int page = 0; page < nr_pages; page++)
 			if (!write_page(page, 0))
 				_exit(1);
 		_exit(0);
@@ -508,7 +514,7 @@ static void check_contents(void)
 	for (unsigned int id = 0; id < NR_WRITERS; id++)
 		repair(id, map);
 	munmap(map, FILE_SIZE);
-	for (unsigned int page = 0; page < NR_PAGES; page++)
+	for (unsigned int page = 0; page < nr_pages; page++)
 		if (pread(memfd, buf, PAGE, page * PAGE) != (ssize_t)PAGE ||
 		    !page_right(buf, page, control->version[page]))
 			control->bad_end++;
@@ -587,7 +593,7 @@ static bool report(long long swapped)
 }
 
 static const char usage[] =
-	"Usage: %s [--seconds N] [--round N] [--seed N] [--unprotected] [--share]\n";
+	"Usage: %s [--seconds N] [--round N] [--pages N] [--seed N] [--unprotected] [--share]\n";
 
 int main(int argc, char **argv)
 {
@@ -604,12 +610,14 @@ int main(int argc, char **argv)
 			seconds = atoi(argv[++i]);
 		else if (i + 1 < argc && !strcmp(argv[i], "--round"))
 			round = atoi(argv[++i]);
+		else if (i + 1 < argc && !strcmp(argv[i], "--pages"))
+			nr_pages = atoi(argv[++i]);
 		else if (i + 1 < argc && !strcmp(argv[i], "--seed"))
 			seed = atoi(argv[++i]);
 		else
 			seconds = 0;
 	}
-	if (!seconds || !round) {
+	if (!seconds || !round || !nr_pages || nr_pages % TABLE_NR || nr_pages > MAX_PAGES) {
 		fprintf(stderr, usage, argv[0]);
 		return KSFT_FAIL;
 	}
@@ -621,8 +629,8 @@ int main(int argc, char **argv)
 	control = mmap(NULL, sizeof(*control), PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (control == MAP_FAILED)
 		ksft_exit_fail_msg("no memory\n");
-	ksft_print_msg("%u seconds, rounds of %u, seed %u%s\n", seconds, round, seed,
-		       share ? ", shared tables" : "");
+	ksft_print_msg("%u seconds, rounds of %u, %u pages, seed %u%s\n", seconds, round,
+		       nr_pages, seed, share ? ", shared tables" : "");
 	end = now_ns() + seconds * 1000000000ULL;
 	do {
 		rounds++;
