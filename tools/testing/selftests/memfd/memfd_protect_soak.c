@@ -30,7 +30,7 @@
 #define PAGE		4096UL
 #define FILE_SIZE	(nr_pages * PAGE)
 /* Of the cgroup: not for all of the file, but for what the processes have themselves */
-#define LIMIT		(FILE_SIZE * 3 / 4 + NR_CHILDREN * (64UL << 10))
+#define LIMIT		(FILE_SIZE * 3 / 4 + NR_CHILDREN * (192UL << 10))
 #define STRIDE		256	/* a word every so many bytes */
 #define WORDS		(PAGE / STRIDE)
 #define NR_WRITERS	6
@@ -78,7 +78,7 @@ struct control {
 static struct control *control;
 static int memfd = -1;
 static bool unprotected, share;
-static unsigned int nr_pages = 2 * TABLE_NR;
+static unsigned int nr_pages = 4 * TABLE_NR;
 
 static void count(enum count which, unsigned long nr)
 {
@@ -407,6 +407,9 @@ static pid_t start(unsigned int id, unsigned int seed)
 	snprintf(number, sizeof(number), "%d", getpid());
 	if (!write_file(CGROUP "/cgroup.procs", number))
 		error_once("cgroup.procs");
+	/* If memory ends, a writer is killed and not who takes the snapshot */
+	if (id == HANDLER)
+		write_file("/proc/self/oom_score_adj", "-999");
 	if (id < NR_WRITERS)
 		writer(id, seed);
 	else if (id < HANDLER)
