@@ -31,7 +31,7 @@ KVM := demand_paging_test dirty_log_perf_test kvm_page_table_test access_trackin
 FUZZ := memfd_fuzz mapping_fuzz
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
 
-all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) $(FUZZ) memfd_test $(MM) $(KVM:%=kvm/%) selftests/built) $(SAMPLES)
+all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) $(FUZZ) memfd_test $(MM) $(KVM:%=kvm/%)) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
@@ -71,7 +71,8 @@ $(BIN)/kvm/built: $(wildcard $(SELF)/kvm/*.c $(SELF)/kvm/lib/*.c $(SELF)/kvm/lib
 	touch $@
 $(KVM:%=$(BIN)/kvm/%): $(BIN)/kvm/built ;
 
-# All of the kernel's own, as they are without our patches (tests/kernel_selftests).
+# All of the kernel's own, as they are without our patches: for tests/kernel_selftests,
+# which make soak runs.
 # Not all of them compile in each kernel: 6.12's khugepaged does not.
 VSELF := $(BUILD)/vanilla/tools/testing/selftests
 $(BIN)/selftests/built: $(wildcard $(VSELF)/mm/*.[ch] $(VSELF)/memfd/*.[ch]) $(HDR)/.installed
