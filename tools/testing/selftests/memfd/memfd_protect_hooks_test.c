@@ -521,7 +521,8 @@ static bool many_vmas(struct huge *h)
 	h->scene.view = mmap(NULL, HUGE_SIZE, PROT_READ, MAP_SHARED, reader, 0);
 	close(reader);
 	munmap(h->area, 2 * HUGE_SIZE);
-	h->area = mmap(NULL, 2 * HUGE_SIZE + GAP + len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	h->area = mmap(NULL, 2 * HUGE_SIZE + GAP + len, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	to = (char *)(((uintptr_t)h->area + HUGE_SIZE - 1) & -HUGE_SIZE);
 	h->scene.map = mmap(to, HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
 			    h->scene.fd, 0);

@@ -110,7 +110,8 @@ static const char *file_init(struct file *f)
 {
 	char *end;
 
-	f->fd = f->nfd = -1;
+	f->fd = -1;
+	f->nfd = -1;
 	f->pages = HUGE_SIZE / page_size();
 	if (!read_file(SHMEM_HUGE, f->before, sizeof(f->before)))
 		return "no huge pages of shmem";

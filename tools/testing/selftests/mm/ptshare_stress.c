@@ -2082,7 +2082,8 @@ int main(int argc, char **argv)
 	long long tables;
 
 	if (!parse(argc, argv, &seconds, &seed)) {
-		fprintf(stderr, "Usage: %s [--seconds N] [--seed N] [--unshared] [--large|--huge]\n",
+		fprintf(stderr,
+			"Usage: %s [--seconds N] [--seed N] [--unshared] [--large|--huge]\n",
 			argv[0]);
 		return KSFT_FAIL;
 	}
