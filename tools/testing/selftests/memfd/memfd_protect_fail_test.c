@@ -1119,6 +1119,17 @@ static bool works_as_ever(struct world *w)
 	       !unprotect_pages(w->fd, 0, 0) && mode_of_page(w, THE_PAGE) == MODE_NONE;
 }
 
+/* What siglongjmp() does, unless it was that which failed */
+static void unblock_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGBUS);
+	sigaddset(&set, SIGSEGV);
+	sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
 static bool path_attempt(struct world *w, struct attempt *a, struct handler *h,
 			 const struct path *path, bool *fired)
 {
@@ -1129,6 +1140,7 @@ static bool path_attempt(struct world *w, struct attempt *a, struct handler *h,
 	read_all(w->fd, before, w->size);
 	run_guarded(attempt_path, a, &out);
 	*fired = fail_close(&a->point);
+	unblock_signals();
 	job_exit(&a->job);
 	/* What an event tells of is done, or not: nothing goes on behind the scenes */
 	if (h->nfd >= 0)
@@ -1319,6 +1331,8 @@ int main(int argc, char **argv)
 		printf("TAP version 13\n1..0 # SKIP %s\n", why);
 		return 4;
 	}
+	/* What a test has said is there if it dies */
+	setvbuf(stdout, NULL, _IOLBF, 0);
 	atexit(fail_exit);
 	return test_harness_run(argc, argv);
 }

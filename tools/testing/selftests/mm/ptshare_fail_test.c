@@ -884,6 +884,8 @@ int main(int argc, char **argv)
 		printf("TAP version 13\n1..0 # SKIP %s\n", why);
 		return 4;
 	}
+	/* What a test has said is there if it dies */
+	setvbuf(stdout, NULL, _IOLBF, 0);
 	atexit(fail_exit);
 	return test_harness_run(argc, argv);
 }
