@@ -24,8 +24,9 @@
  * the lock to wake; a writer looks at the protection once more under the lock,
  * before it makes itself known there. One of the two sees the other.
  *
- * An event lives as long as its references. A writer gives its reference back
- * under the lock, so one who holds the lock and found an event there may use it.
+ * An event lives as long as its references. What can be found under the lock has
+ * one: its writers', who give theirs back when the last of them has taken it away
+ * from there, or its leaver's. So who holds the lock and found it there may use it.
  */
 
 #include <linux/mm.h>
