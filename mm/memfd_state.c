@@ -156,6 +156,23 @@ bool memfd_protected(struct inode *inode)
 }
 
 /**
+ * memfd_protect_may_wrap() - whether somebody may map a file by operations of his own
+ * @inode: Any inode.
+ * @vma: Its new mapping.
+ *
+ * What is stored to a shared mapping that is not known as one would not be caught.
+ *
+ * Context: Any.
+ * Return: True if so.
+ */
+bool memfd_protect_may_wrap(struct inode *inode, const struct vm_area_struct *vma)
+{
+	return !(vma->vm_flags & VM_MAYSHARE) ||
+	       !shmem_mapping(inode->i_mapping) || !memfd_protected(inode);
+}
+EXPORT_SYMBOL_GPL(memfd_protect_may_wrap);	/* for Coda */
+
+/**
  * memfd_protect_open() - a file is opened
  * @inode: A shmem inode.
  * @file: The new open file description.

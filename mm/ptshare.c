@@ -185,6 +185,26 @@ __ptshare_wrap(struct vm_area_struct *vma, const struct vm_operations_struct *op
 }
 
 /**
+ * ptshare_leave() - a shmem file is mapped for somebody who copies its operations
+ * @vma: The new VMA, for which ptshare_mmap() was called. Not in the file's trees yet.
+ *
+ * It shares nothing, as if its file did not: it would be known by its operations.
+ *
+ * Context: mmap lock for writing.
+ */
+void ptshare_leave(struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	if (!pv)
+		return;
+	vma->vm_ops = pv->vm_ops;
+	vma->vm_private_data = NULL;
+	kmem_cache_free(ptshare_vma_cache, pv);
+}
+EXPORT_SYMBOL_GPL(ptshare_leave);	/* for Coda */
+
+/**
  * ptshare_wrapped_open() - a VMA with operations around those of shmem is copied
  * @vma: The copy.
  *

@@ -231,6 +231,7 @@ bool memfd_protected(struct inode *inode);
 const struct vm_operations_struct *
 memfd_protect_mmap(struct inode *inode, bool shared,
 		   const struct vm_operations_struct *ops);
+bool memfd_protect_may_wrap(struct inode *inode, const struct vm_area_struct *vma);
 void memfd_protect_open(struct inode *inode, struct file *file);
 void memfd_protect_show_fdinfo(struct seq_file *m, struct file *file);
 unsigned int memfd_protect_seals(struct file *file);
@@ -650,6 +651,12 @@ memfd_protect_mmap(struct inode *inode, bool shared,
 		   const struct vm_operations_struct *ops)
 {
 	return ops;
+}
+
+static inline bool memfd_protect_may_wrap(struct inode *inode,
+					  const struct vm_area_struct *vma)
+{
+	return true;
 }
 
 static inline void memfd_protect_open(struct inode *inode, struct file *file) { }

@@ -221,6 +221,7 @@ __ptshare_wrap(struct vm_area_struct *vma,
 	       const struct vm_operations_struct *ops);
 void ptshare_wrapped_open(struct vm_area_struct *vma);
 void ptshare_wrapped_close(struct vm_area_struct *vma);
+void ptshare_leave(struct vm_area_struct *vma);
 int __ptshare_dup_vma(struct vm_area_struct *vma);
 void __ptshare_free_vma(struct vm_area_struct *vma);
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
@@ -934,6 +935,8 @@ ptshare_wrap(struct vm_area_struct *vma, const struct vm_operations_struct *ops)
 {
 	return ops;
 }
+
+static inline void ptshare_leave(struct vm_area_struct *vma) { }
 
 static inline int ptshare_dup_vma(struct vm_area_struct *vma)
 {
