@@ -15,7 +15,6 @@
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	180
 
-#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 #define GIB		(1UL << 30)
 #define NR_HUGE		4UL		/* that are touched */
 #define USED		(NR_HUGE * TABLE_SIZE)
@@ -94,23 +93,6 @@ static long peer_wrong(void *data)
 	struct peer_arg *arg = data;
 
 	return wrong_pages(arg->map, 0, NR_HUGE * TABLE_PAGES, arg->seed);
-}
-
-/* [always], and all that can be put there */
-static bool set_shmem_huge(const char *mode, char *before, size_t size)
-{
-	char text[128], *from, *to;
-
-	if (!read_file(SHMEM_HUGE, text, sizeof(text)))
-		return false;
-	from = strchr(text, '[');
-	to = strchr(text, ']');
-	if (!from || !to)
-		return false;
-	*to = 0;
-	if (before)
-		snprintf(before, size, "%s", from + 1);
-	return write_file(SHMEM_HUGE, mode);
 }
 
 FIXTURE(huge) {
