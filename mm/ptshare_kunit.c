@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * KUnit tests of shared page tables: what is to be computed without page tables.
- * Which mappings share, and which addresses of whom a flush concerns. The rest is
- * tested from user space, by tools/testing/selftests/mm/ptshare_test.c.
+ * Which mappings share, which addresses of whom a flush concerns, and which entry is
+ * no table. The rest is tested from user space, by
+ * tools/testing/selftests/mm/ptshare_test.c.
  */
 
 #include <kunit/test.h>
@@ -209,6 +210,25 @@ static void flushes_of_a_guest(struct kunit *test)
 			ptshare_offset(vma, START + PMD_SIZE + 5));
 }
 
+/* A table may lack the write bit, and nothing else. */
+static void tables_that_are_sound(struct kunit *test)
+{
+	pmd_t table = __pmd(_KERNPG_TABLE | _PAGE_USER);
+	static const unsigned long missing[] = { _PAGE_PRESENT, _PAGE_DIRTY };
+	static const unsigned long wrong[] = { _PAGE_PSE, _PAGE_PWT, _PAGE_GLOBAL, _PAGE_NX };
+
+	KUNIT_EXPECT_FALSE(test, pmd_bad(table));
+	KUNIT_EXPECT_FALSE(test, pmd_bad(pmd_wrprotect(table)));
+	KUNIT_EXPECT_FALSE(test, pmd_bad(pmd_mkold(pmd_wrprotect(table))));
+	KUNIT_EXPECT_TRUE(test, pmd_bad(__pmd(0)));
+	for (int i = 0; i < ARRAY_SIZE(missing); i++)
+		KUNIT_EXPECT_TRUE_MSG(test, pmd_bad(__pmd(pmd_val(table) & ~missing[i])),
+				      "missing %d", i);
+	for (int i = 0; i < ARRAY_SIZE(wrong); i++)
+		KUNIT_EXPECT_TRUE_MSG(test, pmd_bad(__pmd(pmd_val(table) | wrong[i])),
+				      "wrong %d", i);
+}
+
 static struct kunit_case ptshare_cases[] = {
 	KUNIT_CASE(flags_that_share),
 	KUNIT_CASE(flags_that_do_not),
@@ -216,6 +236,7 @@ static struct kunit_case ptshare_cases[] = {
 	KUNIT_CASE(classes),
 	KUNIT_CASE(flushes_of_the_host),
 	KUNIT_CASE(flushes_of_a_guest),
+	KUNIT_CASE(tables_that_are_sound),
 	{}
 };
 
