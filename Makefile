@@ -52,12 +52,12 @@ fuzz: programs	## run the fuzzers (SECONDS=3600 KERNEL=debug; default 120 s on t
 	@scripts/build $(or $(KERNEL),normal)
 	@scripts/fuzz --seconds $(or $(SECONDS),120) --kernel $(or $(KERNEL),normal) $(ARGS)
 
-bench: kernel kernel-vanilla programs	## run the benchmarks; writes bench/results/ (ARGS=--again: compares instead)
+bench: kernel-plain kernel-vanilla programs	## run the benchmarks; writes bench/results/ (ARGS=--again: compares instead)
 	@scripts/bench $(ARGS)
 	@scripts/plots
 	@scripts/readme
 
-bench-quick: kernel kernel-vanilla programs	## a tenth of each benchmark, in some minutes; writes build/bench/
+bench-quick: kernel-plain kernel-vanilla programs	## a tenth of each benchmark, in some minutes; writes build/bench/
 	@scripts/bench --quick $(ARGS)
 
 models: setup		## verify the models of locks and orders with spin (ARGS=walk for one)
@@ -71,6 +71,9 @@ gdb: kernel	## gdb on a guest that waits at its first instruction
 
 kernel: setup	## build the kernel with our patches
 	@scripts/build normal
+
+kernel-plain: setup	## build it without the switches of the tests, for bench
+	@scripts/build plain
 
 kernel-debug: setup	## build it with every checker on
 	@scripts/build debug
@@ -115,4 +118,4 @@ clean:		## remove everything that was built
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-postgres demo-qemu check check-short check-debug check-distro check-configs coverage races soak fuzz bench bench-quick models shell gdb \
-	kernel kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean
+	kernel kernel-plain kernel-debug kernel-vanilla programs refresh install series deb check-deb each-patch lint compile_commands.json clean

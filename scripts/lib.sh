@@ -20,8 +20,8 @@ source_of() { case $1 in vanilla|inner) echo "$VANILLA" ;; *) echo "$LINUX" ;; e
 obj_of() { echo "$(source_of "$1")/obj-$1"; }
 
 # All kernels, and those with a part of our options: see scripts/build.
-KERNELS=(normal debug gcov kcsan distro rt deb vanilla inner noshare noprotect neither)
-PARTIAL=(noshare noprotect neither)
+KERNELS=(normal plain debug gcov kcsan distro rt deb vanilla inner noshare noprotect neither)
+PARTIAL=(plain noshare noprotect neither)
 is_kernel() { [[ " ${KERNELS[*]} " = *" $1 "* ]]; }
 
 # What may hold files of ours, at the path they have in the kernel.
