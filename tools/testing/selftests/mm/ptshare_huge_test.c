@@ -482,6 +482,7 @@ TEST_F(huge, collapse)
 TEST_F(huge, fallocated)
 {
 	struct peer small;
+	size_t filled = 0;
 	uint64_t value;
 
 	/* That there is a page table, empty */
@@ -493,7 +494,8 @@ TEST_F(huge, fallocated)
 			       TABLE_SIZE));
 	ASSERT_EQ(0, fallocate(self->fd, 0, 0, TABLE_SIZE));
 	for (size_t i = 0; i < TABLE_PAGES; i++)
-		EXPECT_EQ(0, load64(address(self->map, i)));
+		filled += load64(address(self->map, i)) != 0;
+	EXPECT_EQ(0, filled);
 	store64(address(self->map, THE_PAGE), 99);
 	ASSERT_EQ(8, pread(self->fd, &value, 8, THE_PAGE * page_size()));
 	EXPECT_EQ(99, value);
