@@ -697,14 +697,14 @@ static void free_first_pmds(struct mm_struct *mm)
 	struct mmu_gather tlb;
 
 	for (class = 0; class < PTSHARE_CLASSES; class++) {
-		unsigned long addr = PTSHARE_BASE(class);
+		pmd_t *pmd = ptshare_find_pmd(mm, PTSHARE_BASE(class));
 
-		if (ptshare_find_pmd(mm, addr))
-			bytes += PTRS_PER_PUD * sizeof(pud_t) +
-				 PTRS_PER_PMD * sizeof(pmd_t);
+		if (!pmd)
+			continue;
 		/* Huge entries are no tables. */
-		if (ptshare_next_pmd(mm, &addr, addr + PUD_SIZE))
+		if (memchr_inv(pmd, 0, PTRS_PER_PMD * sizeof(*pmd)))
 			return;
+		bytes += PTRS_PER_PUD * sizeof(pud_t) + PTRS_PER_PMD * sizeof(*pmd);
 	}
 	if (mm_pgtables_bytes(mm) != bytes)
 		return;
