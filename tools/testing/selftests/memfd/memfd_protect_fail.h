@@ -20,6 +20,7 @@
 #include "memfd_protect_common.h"
 
 #include <dirent.h>
+#include <limits.h>
 
 #define FAIL_DIR	"/sys/kernel/debug"
 #define KMEMLEAK	FAIL_DIR "/kmemleak"
@@ -46,6 +47,44 @@ static inline bool fail_set(const char *what, const char *name, const char *valu
 }
 
 /*
+ * Where the kernel itself warns: an address space of vmalloc() that is split, for the
+ * stack of a new thread, needs an object in reserve.
+ */
+#define FAIL_NOT_IN	"alloc_vmap_area"
+
+/* The addresses from that symbol to the one behind it */
+static inline bool fail_reject(void)
+{
+	unsigned long addr, from = 0, to = ULONG_MAX;
+	char line[512], name[256], text[32];
+	bool ok = true;
+	FILE *f;
+
+	for (int turn = 0; turn < 2; turn++) {
+		f = fopen("/proc/kallsyms", "r");
+		while (f && fgets(line, sizeof(line), f)) {
+			if (sscanf(line, "%lx %*c %255s", &addr, name) != 2)
+				continue;
+			if (!turn && !strcmp(name, FAIL_NOT_IN))
+				from = addr;
+			else if (turn && addr > from && addr < to)
+				to = addr;
+		}
+		if (f)
+			fclose(f);
+	}
+	if (!from)
+		return false;
+	for (size_t i = 0; i < FAIL_KINDS; i++) {
+		snprintf(text, sizeof(text), "0x%lx", from);
+		ok &= fail_set(fail_kinds[i], "reject-start", text);
+		snprintf(text, sizeof(text), "0x%lx", to);
+		ok &= fail_set(fail_kinds[i], "reject-end", text);
+	}
+	return ok;
+}
+
+/*
  * Every allocation counts, those that may sleep and those of single pages too. Those of
  * a thread that is marked (make-it-fail) fail, as long as fail_arm() says. NULL, or why there
  * is no fault injection.
@@ -65,6 +104,8 @@ static inline const char *fail_init(void)
 		    !fail_set(fail_kinds[i], "times", "0") ||
 		    !fail_set(fail_kinds[i], "probability", "100"))
 			return "no failslab";
+	if (!fail_reject())
+		return "no filter by stack trace";
 	return NULL;
 }
 

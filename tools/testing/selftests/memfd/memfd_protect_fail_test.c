@@ -961,7 +961,9 @@ TEST(fork_of_a_mapper)
 {
 	static const struct fail_case c = {
 		.name = "fork", .set_up = set_up, .run = run_fork, .done = still_protected,
-		.state = print_state, .tear_down = tear_down, .errors = { -EAGAIN },
+		.state = print_state, .tear_down = tear_down,
+		/* It is the child that has no memory */
+		.errors = { -EAGAIN, -ECHILD },
 	};
 	struct world w = {
 		.before = { { 0, TO_END, MEMFD_PROTECT_WAIT }, { 7, 5, MEMFD_PROTECT_DENY } },
@@ -1110,11 +1112,22 @@ static bool nobody_waits(struct world *w)
 	       strstr(text, "\npending:\t0\n");
 }
 
+/* Pins of a ring go some time after the ring. */
+static bool protect_all(int fd)
+{
+	uint64_t end = now_ns() + SETTLE_MS * 1000000ULL;
+	long ret;
+
+	do {
+		ret = protect_pages(fd, 0, 0, MEMFD_PROTECT_DENY);
+	} while (ret == -EBUSY && now_ns() < end);
+	return !ret;
+}
+
 /* It can still be protected, and is caught */
 static bool works_as_ever(struct world *w)
 {
-	return !ftruncate(w->fd, w->size) &&
-	       !protect_pages(w->fd, 0, 0, MEMFD_PROTECT_DENY) &&
+	return !ftruncate(w->fd, w->size) && protect_all(w->fd) &&
 	       mode_of_page(w, THE_PAGE) == MEMFD_PROTECT_DENY &&
 	       !unprotect_pages(w->fd, 0, 0) && mode_of_page(w, THE_PAGE) == MODE_NONE;
 }
@@ -1201,10 +1214,14 @@ out:
 	return ok;
 }
 
-/* Those whose writing is done by this thread */
+/*
+ * Those whose writing is done by this thread. Not direct reads of 9p, which is the root here:
+ * without memory they put a request twice, and say that they have read.
+ */
 static bool path_is_ours(const struct path *path)
 {
 	return path->kind != PATH_KTHREAD && path != &paths[P_sigframe] &&
+	       path != &paths[P_direct_read_file] &&
 	       path != &paths[P_robust] && path != &paths[P_uring_write_sqpoll] &&
 	       path != &paths[P_uring_read_sqpoll];
 }
@@ -1221,12 +1238,14 @@ static int path_rounds(struct world *w, const struct path *path, unsigned int bu
 	return nth - 2;
 }
 
-static bool path_fails(struct world *w, const struct path *path)
+/* Whether all went well; @settled says whether nothing is left. */
+static bool path_fails_once(struct world *w, const struct path *path, bool *settled)
 {
 	int ok, nr = 0, nr_burst, burst;
 	struct fail_figures before;
 	bool fired;
 
+	*settled = true;
 	for (int i = 0; i < 2; i++) {
 		before = fail_figures();
 		ok = path_round(w, path, 0, 0, &fired);
@@ -1240,7 +1259,17 @@ static bool path_fails(struct world *w, const struct path *path)
 		nr += nr_burst;
 	}
 	printf("# %s: %d failures\n", path->name, nr);
-	return fail_settled(path->name, &before);
+	*settled = fail_settled(path->name, &before);
+	return true;
+}
+
+/* What this process itself needs for the first time stays; a leak is there each time. */
+static bool path_fails(struct world *w, const struct path *path)
+{
+	bool settled;
+
+	return path_fails_once(w, path, &settled) &&
+	       (settled || (path_fails_once(w, path, &settled) && settled));
 }
 
 static unsigned int paths_fail(unsigned int mode)
@@ -1249,7 +1278,7 @@ static unsigned int paths_fail(unsigned int mode)
 
 	for (size_t i = 0; i < NR_PATHS; i++) {
 		struct world w = {
-			.notify_flags = MEMFD_NOTIFY_KERNEL,
+			.flags = MFD_ALLOW_SEALING, .notify_flags = MEMFD_NOTIFY_KERNEL,
 			.size = 16 * page_size(), .before = { { THE_PAGE, 1, mode } },
 		};
 
