@@ -477,18 +477,15 @@ static void scenario_huge(struct scene *s)
 }
 
 /*
- * zap: munmap() flushes a huge entry when its VMA has left the reverse mapping. To have time
- * in between it has many more VMAs to do away with. While the VMA is found the walk
- * flushes, so only one call is made, at some time while munmap() is going on.
+ * zap: munmap() flushes a huge entry when its VMA has left the reverse mapping. In between it
+ * waits to take a VMA out of that of another file, which a walk holds: it is splitting a huge
+ * entry, and is delayed. Who finds the VMA flushes, so protection comes when it has left.
  */
-#define MANY_VMAS	6000
-#define GAP		(2 * HUGE_SIZE)	/* what is behind is dealt with later */
-
-/* A huge page, and the munmap() of it */
 struct unmapping {
 	struct huge huge;
-	volatile uint64_t begin_ns;
-	volatile uint64_t end_ns;
+	struct huge other;
+	volatile bool begun;
+	volatile bool ended;
 };
 
 static long store_until_gone(void *arg)
@@ -500,73 +497,84 @@ static long store_until_gone(void *arg)
 	return 0;
 }
 
-static void *unmap_all(void *arg)
+static void *unmap_both(void *arg)
 {
 	struct unmapping *u = arg;
-	struct scene *s = &u->huge.scene;
 
-	u->begin_ns = now_ns();
-	munmap(s->map, HUGE_SIZE + GAP + MANY_VMAS * s->page);
-	u->end_ns = now_ns();
+	u->begun = true;
+	munmap(u->huge.scene.map, HUGE_SIZE + u->huge.scene.page);
+	u->ended = true;
 	return NULL;
 }
 
-/* A mapping that ends with many VMAs, while the file is looked at as a reader. */
-static bool many_vmas(struct huge *h)
+static void *split_other(void *arg)
 {
-	size_t len = MANY_VMAS * h->scene.page;
-	int reader = reopen_fd(h->scene.fd, O_RDONLY);
+	struct unmapping *u = arg;
+
+	protect_pages(u->other.scene.fd, THE_PAGE, 1, MEMFD_PROTECT_DENY);
+	return NULL;
+}
+
+/* A page of the other file behind the huge one, which is looked at as a reader. */
+static bool map_both(struct unmapping *u)
+{
+	struct scene *s = &u->huge.scene;
+	int reader = reopen_fd(s->fd, O_RDONLY);
 	char *to;
 
-	h->scene.view = mmap(NULL, HUGE_SIZE, PROT_READ, MAP_SHARED, reader, 0);
+	s->view = mmap(NULL, HUGE_SIZE, PROT_READ, MAP_SHARED, reader, 0);
 	close(reader);
-	munmap(h->area, 2 * HUGE_SIZE);
-	h->area = mmap(NULL, 2 * HUGE_SIZE + GAP + len, PROT_NONE,
-		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	to = (char *)(((uintptr_t)h->area + HUGE_SIZE - 1) & -HUGE_SIZE);
-	h->scene.map = mmap(to, HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-			    h->scene.fd, 0);
-	bump(&h->scene);
-	to += HUGE_SIZE;
-	munmap(to, GAP);
-	for (size_t i = 0; i < MANY_VMAS; i += 2)
-		if (mprotect(to + GAP + i * h->scene.page, h->scene.page, PROT_READ))
-			return false;
-	return h->scene.view != MAP_FAILED && h->scene.map != MAP_FAILED;
+	munmap(u->huge.area, 2 * HUGE_SIZE);
+	u->huge.area = mmap(NULL, 3 * HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+			    -1, 0);
+	to = (char *)(((uintptr_t)u->huge.area + HUGE_SIZE - 1) & -HUGE_SIZE);
+	s->map = mmap(to, HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, s->fd, 0);
+	bump(s);
+	u->other.scene.map[0] = NEW_BYTE;
+	return s->view != MAP_FAILED && s->map != MAP_FAILED &&
+	       mmap(to + HUGE_SIZE, s->page, PROT_READ, MAP_SHARED | MAP_FIXED,
+		    u->other.scene.fd, 0) != MAP_FAILED;
+}
+
+static void zap_once(struct scene *s, struct unmapping *u)
+{
+	struct scene *h = &u->huge.scene;
+	pthread_t splitter, unmapper;
+	struct actor a;
+
+	if (!map_both(u) || !actor_start(&a, h, store_until_gone)) {
+		s->skip = "no memory";
+		return;
+	}
+	pthread_create(&splitter, NULL, split_other, u);
+	usleep(s->delay_us / 4);
+	pthread_create(&unmapper, NULL, unmap_both, u);
+	while (!u->begun)
+		;
+	usleep(s->delay_us / 4);
+	if (!protect_pages(h->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
+		s->tries += !u->ended;
+		s->violations += changes_within(h, 1000);
+	}
+	pthread_join(unmapper, NULL);
+	pthread_join(splitter, NULL);
+	actor_stop(&a);
+	munmap((void *)h->view, HUGE_SIZE);
+	munmap(u->huge.area, 3 * HUGE_SIZE);
+	u->huge.area = MAP_FAILED;
 }
 
 static void scenario_zap(struct scene *s)
 {
-	uint64_t delay_ns, takes_ns = 1000000;
-
-	for (unsigned int i = 0; goes_on(s, i); i++) {
+	for (unsigned int i = 0; goes_on(s, i) && !s->skip; i++) {
 		struct unmapping u = {};
-		struct scene *h = &u.huge.scene;
-		pthread_t thread;
-		struct actor a;
 
 		if (!huge_start(&u.huge, s))
 			return;
-		if (!many_vmas(&u.huge) || !actor_start(&a, h, store_until_gone)) {
-			s->skip = "not so many VMAs";
-			return;
+		if (huge_start(&u.other, s)) {
+			zap_once(s, &u);
+			huge_end(&u.other);
 		}
-		while (!*(volatile uint64_t *)scene_addr(h))
-			;
-		delay_ns = takes_ns * (rand() % 100) / 100;
-		pthread_create(&thread, NULL, unmap_all, &u);
-		while (!u.begin_ns || now_ns() < u.begin_ns + delay_ns)
-			;
-		if (!protect_pages(h->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
-			s->tries += !u.end_ns;
-			s->violations += changes_within(h, 1000);
-		}
-		pthread_join(thread, NULL);
-		takes_ns = u.end_ns - u.begin_ns;
-		actor_stop(&a);
-		munmap((void *)h->view, HUGE_SIZE);
-		munmap(u.huge.area, 2 * HUGE_SIZE + GAP + MANY_VMAS * s->page);
-		u.huge.area = MAP_FAILED;
 		huge_end(&u.huge);
 	}
 }
@@ -1209,7 +1217,7 @@ HOOK(pmd_migrate, "pmd", NULL, 0, 1);
 HOOK(pmd_numa, "pmd", NULL, 0, 1);
 HOOK(huge, "huge", NULL, 0, 1);
 HOOK(split, "split", NULL, 0, 1);
-HOOK(zap, "zap", NULL, 0, 20);
+HOOK(zap, "zap", "split", 200000, 20);
 HOOK(fork, "fork", NULL, 0, 1);
 HOOK(flush, "flush", NULL, 0, 200);
 HOOK(nested_flush, "nested_flush", "fault", 3000, 400);
