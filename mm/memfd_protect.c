@@ -237,14 +237,9 @@ static int check_file(struct file *file)
 {
 	if (!file || !(file->f_mode & FMODE_WRITE))
 		return -EBADF;
-	if (!shmem_file(file) && !is_file_hugepages(file))
+	if (!shmem_mapping(&file_inode(file)->i_data) && !is_file_hugepages(file))
 		return -EINVAL;
 	return 0;
-}
-
-static struct memfd_protect *file_protect(struct file *file)
-{
-	return shmem_file(file) ? SHMEM_I(file_inode(file))->protect : NULL;
 }
 
 /**
@@ -288,7 +283,7 @@ SYSCALL_DEFINE5(memfd_protect, int, fd, loff_t, offset, size_t, length,
 		err = check_request(&request);
 	if (err)
 		goto out;
-	mp = file_protect(fd_file(f));
+	mp = memfd_protect_of(file_inode(fd_file(f)));
 	err = mp ? carry_out(mp, &request) : -EOPNOTSUPP;
 out:
 	fdput(f);
@@ -308,7 +303,7 @@ out:
  */
 unsigned int memfd_protect_seals(struct file *file)
 {
-	return file_protect(file) ? F_SEAL_PROTECT : 0;
+	return memfd_protect_of(file_inode(file)) ? F_SEAL_PROTECT : 0;
 }
 
 /**
@@ -321,7 +316,7 @@ unsigned int memfd_protect_seals(struct file *file)
  */
 void memfd_protect_sealed(struct file *file)
 {
-	struct memfd_protect *mp = file_protect(file);
+	struct memfd_protect *mp = memfd_protect_of(file_inode(file));
 
 	if (!mp)
 		return;
@@ -369,7 +364,7 @@ int memfd_protect_by_handler(struct memfd_protect *mp,
  */
 struct memfd_protect *memfd_protect_open_notify(struct file *file, bool kernel)
 {
-	struct memfd_protect *mp = file_protect(file);
+	struct memfd_protect *mp = memfd_protect_of(file_inode(file));
 	int err = 0;
 
 	mutex_lock(&mp->lock);
@@ -401,7 +396,7 @@ int memfd_protect_check_notify(struct file *file)
 
 	if (err)
 		return err;
-	mp = file_protect(file);
+	mp = memfd_protect_of(file_inode(file));
 	if (!mp)
 		return -EOPNOTSUPP;
 	/* memfd_protect_open_notify() looks once more, under the lock. */
@@ -639,7 +634,7 @@ void memfd_protect_show(struct seq_file *m, struct memfd_protect *mp)
  */
 void memfd_protect_show_fdinfo(struct seq_file *m, struct file *file)
 {
-	struct memfd_protect *mp = file_protect(file);
+	struct memfd_protect *mp = memfd_protect_of(file_inode(file));
 
 	if (mp)
 		memfd_protect_show(m, mp);

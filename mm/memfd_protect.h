@@ -206,10 +206,13 @@ memfd_protect_of_vma(const struct vm_area_struct *vma)
 	return SHMEM_I(file_inode(vma->vm_file))->protect;
 }
 
-/* The protection of a file, NULL if it has none. */
+/*
+ * The protection of a file, NULL if it has none. &inode.i_mapping and &file.f_mapping do not
+ * tell: those of a file of Coda are of the file that it has in its cache.
+ */
 static inline struct memfd_protect *memfd_protect_of(struct inode *inode)
 {
-	return shmem_mapping(inode->i_mapping) ? SHMEM_I(inode)->protect : NULL;
+	return shmem_mapping(&inode->i_data) ? SHMEM_I(inode)->protect : NULL;
 }
 
 /* Whether a file can be written through @vma, or can be when mprotect() has been called. */

@@ -167,8 +167,7 @@ bool memfd_protected(struct inode *inode)
  */
 bool memfd_protect_may_wrap(struct inode *inode, const struct vm_area_struct *vma)
 {
-	return !(vma->vm_flags & VM_MAYSHARE) ||
-	       !shmem_mapping(inode->i_mapping) || !memfd_protected(inode);
+	return !(vma->vm_flags & VM_MAYSHARE) || !memfd_protect_of(inode);
 }
 EXPORT_SYMBOL_GPL(memfd_protect_may_wrap);	/* for Coda */
 

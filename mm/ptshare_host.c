@@ -886,7 +886,7 @@ bool ptshare_wanted(const struct file *file)
 	if (!file)
 		return ptshare_kernel_shares();
 	inode = file_inode(file);
-	return shmem_mapping(inode->i_mapping) &&
+	return shmem_mapping(&inode->i_data) &&
 	       READ_ONCE(SHMEM_I(inode)->ptshare);
 }
 
@@ -900,7 +900,7 @@ struct ptshare *ptshare_of_inode(struct inode *inode)
 {
 	struct ptshare *ps;
 
-	if (!shmem_mapping(inode->i_mapping))
+	if (!shmem_mapping(&inode->i_data))
 		return NULL;
 	ps = READ_ONCE(SHMEM_I(inode)->ptshare);
 	return ps == UNMAPPED ? NULL : ps;
