@@ -249,18 +249,24 @@ struct coda_file {
 	int fd;
 };
 
-/* Opens a file of Coda with this container */
+static int coda_open_nr(int nr, int flags)
+{
+	char name[32];
+
+	snprintf(name, sizeof(name), "coda/%d", nr);
+	return neg_errno(open(path_of(name), flags | O_CLOEXEC));
+}
+
+/* Opens a new file of Coda with this container */
 static struct coda_file coda_open(int container, int flags)
 {
 	struct coda_file file = { .nr = -1, .fd = -1 };
-	char name[32];
 
 	if (!send_fd(venus_sock, container) ||
 	    read(venus_sock, &file.nr, sizeof(file.nr)) != sizeof(file.nr) ||
 	    file.nr < 0)
 		return file;
-	snprintf(name, sizeof(name), "coda/%d", file.nr);
-	file.fd = neg_errno(open(path_of(name), flags | O_CLOEXEC));
+	file.fd = coda_open_nr(file.nr, flags);
 	return file;
 }
 
@@ -272,10 +278,24 @@ static bool coda_gone(const struct coda_file *file)
 	return f->opens && f->container < 0;
 }
 
-/* At an address at which a mapping of the container would share */
-static char *coda_map(const struct coda_file *file, size_t len, int flags)
+/*
+ * At an address at which a mapping of the container would share. Coda's files are mapped
+ * once only: a second time the kernel takes the inode for one of shmem, and reads its
+ * seals beyond the end of it (memfd_check_seals_mmap()).
+ */
+static char *coda_map(int fd, size_t len, int flags)
 {
-	return mmap(reserve(len), len, PROT_RW, flags | MAP_FIXED, file->fd, 0);
+	return mmap(reserve(len), len, PROT_RW, flags | MAP_FIXED, fd, 0);
+}
+
+/* A mapping that is all that is left of a new file of Coda */
+static char *coda_map_new(int container, size_t len, int flags)
+{
+	struct coda_file file = coda_open(container, O_RDWR);
+	char *map = coda_map(file.fd, len, flags);
+
+	close(file.fd);
+	return map;
 }
 
 /* Files that Coda maps as it maps any other */
@@ -326,7 +346,7 @@ FIXTURE_SETUP(mapped)
 	ASSERT_EQ(0, ftruncate(self->container, SIZE));
 	self->file = coda_open(self->container, O_RDWR);
 	ASSERT_LE(0, self->file.fd);
-	self->map = coda_map(&self->file, SIZE, MAP_SHARED);
+	self->map = coda_map(self->file.fd, SIZE, MAP_SHARED);
 	ASSERT_NE(MAP_FAILED, self->map);
 	fill_pages(self->map, 0, PAGES, SEED);
 }
@@ -404,6 +424,19 @@ TEST_F(mapped, goes_last)
 	/* For the teardown */
 	self->file = coda_open(self->container, O_RDWR);
 	ASSERT_LE(0, self->file.fd);
+}
+
+/* The file of Coda is none of shmem, whatever it maps: no inode is taken for another */
+TEST_F(mapped, no_memfd)
+{
+	const size_t page = page_size();
+
+	EXPECT_EQ(-EINVAL, sys_memfd_protect(self->file.fd, 0, page, PROT_READ,
+					     MEMFD_PROTECT_DENY));
+	EXPECT_EQ(-EINVAL, sys_memfd_notify(self->file.fd, 0));
+	EXPECT_EQ(-EOPNOTSUPP, neg_errno(ftruncate(self->file.fd, page)));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, PAGES, SEED));
+	EXPECT_EQ(0, munmap(self->map, SIZE));
 }
 
 /* A child has the mapping, and parts with it before, after, or with its end */
@@ -536,9 +569,9 @@ static bool take_step(struct places *places, enum step step)
 	}
 }
 
-static bool take_steps(const struct coda_file *file, const enum step *steps)
+static bool take_steps(int container, const enum step *steps)
 {
-	char *map = coda_map(file, SIZE, MAP_SHARED);
+	char *map = coda_map_new(container, SIZE, MAP_SHARED);
 	struct places places;
 	bool ok = true;
 
@@ -588,7 +621,7 @@ TEST_F(mapped, orders)
 	p.arg->seed = SEED;
 	EXPECT_EQ(0, munmap(self->map, SIZE));
 	do {
-		EXPECT_TRUE(take_steps(&self->file, steps)) {
+		EXPECT_TRUE(take_steps(self->container, steps)) {
 			TH_LOG("order %d %d %d %d", steps[0], steps[1],
 			       steps[2], steps[3]);
 		}
@@ -600,10 +633,51 @@ TEST_F(mapped, orders)
 	EXPECT_TRUE(peer_exit(&p));
 }
 
+/*
+ * What the kernel knows of mappings that share, in any process; -1: it does not say. It
+ * is more than that by what processors keep for later.
+ */
+static long kernel_objects(void)
+{
+	char text[64];
+
+	if (!read_file("/sys/kernel/slab/ptshare_vma/objects", text,
+		       sizeof(text)))
+		return -1;
+	return strtol(text, NULL, 10);
+}
+
+/* Memory for what shares is made before it is known that Coda maps it */
+TEST_F(mapped, objects)
+{
+	struct coda_file file = coda_open(self->container, O_RDWR);
+	const long nr = 512;
+	long before, after;
+
+	EXPECT_EQ(0, munmap(self->map, SIZE));
+	before = kernel_objects();
+	if (before < 0)
+		SKIP(return, "no figures of slabs");
+	for (long i = 0; i < nr; i++) {
+		int fd = coda_open_nr(file.nr, O_RDWR);
+
+		ASSERT_LE(0, fd);
+		self->map = coda_map(fd, SIZE, MAP_SHARED);
+		ASSERT_NE(MAP_FAILED, self->map);
+		close(fd);
+		ASSERT_EQ(0, munmap(self->map, SIZE));
+	}
+	after = kernel_objects();
+	close(file.fd);
+	EXPECT_TRUE(coda_gone(&file));
+	EXPECT_LE(0, after);
+	EXPECT_LT(after - before, nr / 2);
+}
+
 /* Private memory that begins as the file */
 TEST_F(mapped, private)
 {
-	char *map = coda_map(&self->file, SIZE, MAP_PRIVATE);
+	char *map = coda_map_new(self->container, SIZE, MAP_PRIVATE);
 	struct peer p;
 
 	ASSERT_NE(MAP_FAILED, map);
@@ -712,7 +786,7 @@ TEST_F(protected, beside)
 /* What is stored to private memory does not change the file, protected or not */
 TEST_F(protected, private)
 {
-	char *map = coda_map(&self->file, self->size, MAP_PRIVATE);
+	char *map = coda_map(self->file.fd, self->size, MAP_PRIVATE);
 
 	ASSERT_NE(MAP_FAILED, map);
 	ASSERT_EQ(0, protect_pages(self->container, 2, 1, MEMFD_PROTECT_DENY));
