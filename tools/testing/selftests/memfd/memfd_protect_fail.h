@@ -278,6 +278,7 @@ static inline bool fail_settled(const char *name, const struct fail_figures *bef
  * @result: Writes what is the same after each success, whatever failed before.
  * @tear_down: Takes all of it away.
  * @errors: How it may fail, besides -ENOMEM and -EFAULT.
+ * @once: Only one thing fails: Linux itself does not take all back if that fails, too.
  * @allocates: Whether there is something to fail.
  *
  * Each is called with the same argument, and anew for each attempt.
@@ -291,6 +292,7 @@ struct fail_case {
 	void (*result)(void *arg, FILE *to);
 	void (*tear_down)(void *arg);
 	long errors[4];
+	bool once;
 	enum { FAIL_ALWAYS, FAIL_SOMETIMES, FAIL_NEVER } allocates;
 };
 
@@ -427,7 +429,7 @@ static inline bool fail_all(const struct fail_case *c, void *arg, struct fail_co
 		if (!fail_round(c, arg, 0, 0, count, &fired))
 			return false;
 	}
-	for (size_t i = 0; i < FAIL_BURSTS; i++)
+	for (size_t i = 0; i < (c->once ? 1 : FAIL_BURSTS); i++)
 		if (!fail_rounds(c, arg, fail_bursts[i], count))
 			return false;
 	return fail_settled(c->name, &before);

@@ -312,10 +312,14 @@ static bool fault_works(struct world *w, const char *name, operation_fn run)
 	struct fail_case c = {
 		.name = name, .set_up = set_up, .run = run, .done = faulted_in,
 		.state = print_contents, .result = print_sharing, .tear_down = tear_down,
+		.allocates = w->locked ? FAIL_SOMETIMES : FAIL_ALWAYS,
 	};
 
 	if (run == run_populate && w->empty)
 		c.done = NULL;
+	/* A look would bring the pages back. */
+	if (w->paged_out)
+		c.state = NULL;
 	return fail_each(&c, w);
 }
 
@@ -515,6 +519,8 @@ static bool change_works(struct world *w, const char *name, long (*change)(struc
 		.name = name, .set_up = set_up, .run = run_change, .done = faulted_in,
 		.state = print_file, .result = print_sharing, .tear_down = tear_down,
 		.errors = { -EAGAIN },
+		/* What has moved is unmapped where it was, if there is memory for that. */
+		.once = change == move || change == move_by_a_page,
 	};
 
 	w->change = change;
