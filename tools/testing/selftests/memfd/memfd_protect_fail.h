@@ -21,6 +21,7 @@
 
 #include <dirent.h>
 #include <limits.h>
+#include <sys/rseq.h>
 
 #define FAIL_DIR	"/sys/kernel/debug"
 #define KMEMLEAK	FAIL_DIR "/kmemleak"
@@ -85,6 +86,17 @@ static inline bool fail_reject(void)
 }
 
 /*
+ * fork() makes the page that has the thread's struct rseq one to be copied, and the kernel
+ * writes there before it returns: without memory for the copy it sends SIGSEGV.
+ */
+static inline void fail_no_rseq(void)
+{
+	if (__rseq_size)
+		syscall(__NR_rseq, (char *)__builtin_thread_pointer() + __rseq_offset,
+			sizeof(struct rseq), RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
+}
+
+/*
  * Every allocation counts, those that may sleep and those of single pages too. Those of
  * a thread that is marked (make-it-fail) fail, as long as fail_arm() says. NULL, or why there
  * is no fault injection.
@@ -106,6 +118,7 @@ static inline const char *fail_init(void)
 			return "no failslab";
 	if (!fail_reject())
 		return "no filter by stack trace";
+	fail_no_rseq();
 	return NULL;
 }
 
