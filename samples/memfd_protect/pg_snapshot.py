@@ -19,6 +19,7 @@ import collections, json, os, struct, subprocess, sys
 
 PAGE = 8192
 DESCRIPTOR = 64         # BufferDesc, padded to a cache line
+PINS = (1 << 18) - 1     # how many processes use the buffer
 DIRTY, VALID, TAG_VALID = 1 << 23, 1 << 24, 1 << 25
 MOST_CHECKSUMS = 2000   # that the server is asked for
 FORKS = ('', ' (fsm)', ' (vm)', ' (init)')
@@ -138,7 +139,8 @@ def check(path, before):
             f.seek(offset)
             header = check_page(f.read(PAGE), number)
             counts[names.get(node, 'catalogs of all databases, and others') + FORKS[fork]] += 1
-            if header and not state & DIRTY and header[0] < limit and header[1]:
+            # Who uses it may have changed it, and not have said so yet.
+            if header and not state & (DIRTY | PINS) and header[0] < limit and header[1]:
                 unchanged.append((block, offset, header[1]))
             else:
                 changed += 1
