@@ -220,6 +220,15 @@ static int walk_pmds(struct memfd_walk *walk, pud_t *pud, unsigned long addr,
 	return 0;
 }
 
+/* From an empty entry to the next one that is not: the host's VMAs are long. */
+static unsigned long behind_empty(pud_t *pud, unsigned long next,
+				  unsigned long end)
+{
+	while (next != end && pud_none(READ_ONCE(*++pud)))
+		next = pud_addr_end(next, end);
+	return next;
+}
+
 static int walk_puds(struct memfd_walk *walk, p4d_t *p4d, unsigned long addr,
 		     unsigned long end)
 {
@@ -233,6 +242,8 @@ static int walk_puds(struct memfd_walk *walk, p4d_t *p4d, unsigned long addr,
 		next = pud_addr_end(addr, end);
 		if (!pud_none_or_clear_bad(pud))
 			err = walk_pmds(walk, pud, addr, next);
+		else
+			next = behind_empty(pud, next, end);
 	}
 	return err;
 }
