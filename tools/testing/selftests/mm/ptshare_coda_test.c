@@ -24,7 +24,7 @@
 #include "kselftest_harness.h"
 
 #undef TEST_TIMEOUT_DEFAULT
-#define TEST_TIMEOUT_DEFAULT	120
+#define TEST_TIMEOUT_DEFAULT	240
 
 #define CODA_MAJOR	67
 #define NR_TABLES	3UL
@@ -653,7 +653,7 @@ static long kernel_objects(void)
 TEST_F(mapped, objects)
 {
 	struct coda_file file = coda_open(self->container, O_RDWR);
-	const long nr = 512;
+	const long nr = 64;
 	long before, after;
 
 	EXPECT_EQ(0, munmap(self->map, SIZE));
