@@ -653,11 +653,13 @@ struct uffdio_rwprotect {
 static inline int uffd_open(uint64_t features)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	int err, uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
-	if (uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api))
+	if (uffd < 0 || !ioctl(uffd, UFFDIO_API, &api))
 		return uffd;
+	err = errno;
 	close(uffd);
+	errno = err;
 	return -1;
 }
 
