@@ -481,12 +481,18 @@ static long track_soft_dirty(struct world *w)
 
 static long register_uffd(struct world *w)
 {
-	if (w->other_fd < 0)
-		w->other_fd = uffd_open(0);
+	long ret;
+
+	w->other_fd = uffd_open(0);
 	if (w->other_fd < 0)
 		return -errno;
-	return uffd_register(w->other_fd, w->map + TABLE_SIZE, TABLE_SIZE,
-			     UFFDIO_REGISTER_MODE_MISSING);
+	ret = uffd_register(w->other_fd, w->map + TABLE_SIZE, TABLE_SIZE,
+			    UFFDIO_REGISTER_MODE_MISSING);
+	if (ret) {
+		close(w->other_fd);
+		w->other_fd = -1;
+	}
+	return ret;
 }
 
 /* The child has the same contents */
