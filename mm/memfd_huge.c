@@ -159,7 +159,7 @@ bool memfd_huge_wanted(struct vm_fault *vmf)
 
 	return folio_test_pmd_mappable(page_folio(vmf->page)) &&
 	       thp_vma_suitable_order(vma, addr, PMD_ORDER) &&
-	       memfd_thp_can_collapse(vma) &&
+	       memfd_thp_can_collapse(vma) && !(vma->vm_flags & VM_LOCKED) &&
 	       !(vmf->flags & FAULT_FLAG_RETRY_NOWAIT) &&
 	       !ptshare_host(vma) && !ptshare_no_collapse(vma) &&
 	       !__memfd_protect_no_pmd(vma, addr);

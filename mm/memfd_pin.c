@@ -121,11 +121,13 @@ void __memfd_protect_pinned(struct folio *folio)
  */
 static bool folio_has_pins(struct folio *folio, bool references)
 {
+	if (folio_test_large(folio) && atomic_read(&folio->_pincount) > 0)
+		return true;
 	if (references)
 		return folio_ref_count(folio) - folio_mapcount(folio) !=
 		       folio_nr_pages(folio);
 	if (folio_test_large(folio))
-		return atomic_read(&folio->_pincount) > 0;
+		return false;
 	if (folio_ref_count(folio) < GUP_PIN_COUNTING_BIAS)
 		return false;
 	return folio_ref_count(folio) - folio_mapcount(folio) >=
@@ -497,7 +499,7 @@ int __memfd_protect_got_pages(struct page **pages, int nr)
 
 int __memfd_protect_pin_begin(struct file *file, loff_t start, loff_t end)
 {
-	struct memfd_protect *mp = memfd_protect_of(file_inode(file));
+	struct memfd_protect *mp = memfd_protect_of(file->f_mapping->host);
 	struct memfd_writer writer = {
 		.first = start >> PAGE_SHIFT,
 		.last = end >> PAGE_SHIFT,
@@ -520,7 +522,7 @@ int __memfd_protect_pin_begin(struct file *file, loff_t start, loff_t end)
 bool __memfd_protect_pin_end(struct file *file, struct folio **folios,
 			     unsigned int nr, loff_t start, loff_t end)
 {
-	struct memfd_protect *mp = memfd_protect_of(file_inode(file));
+	struct memfd_protect *mp = memfd_protect_of(file->f_mapping->host);
 	pgoff_t first = start >> PAGE_SHIFT, last = end >> PAGE_SHIFT;
 	bool protected;
 	unsigned int i;

@@ -8,6 +8,7 @@
  * is cleared, as it is when a file is truncated.
  */
 
+#include <linux/memcontrol.h>
 #include <linux/memfd_compat.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
@@ -26,8 +27,7 @@
 #include "memfd_split.h"
 
 /* There is something to fall back to: nothing that is reserved for others. */
-#define TABLE_GFP	(GFP_NOWAIT | __GFP_ZERO | __GFP_ACCOUNT | __GFP_NOWARN | \
-			 __GFP_NOMEMALLOC)
+#define TABLE_GFP	(GFP_NOWAIT | __GFP_ZERO | __GFP_NOWARN | __GFP_NOMEMALLOC)
 
 static bool is_huge(pmd_t pmd)
 {
@@ -48,20 +48,25 @@ static pte_t small_entry(struct vm_area_struct *vma, pmd_t old)
 				     pte_clear_soft_dirty(entry);
 }
 
-/* Small entries of the folio are counted before the huge one is not any more. */
+/*
+ * Small entries of the folio are counted before the huge one is not any more, and each
+ * reference before the mapping that has it: there never seem to be fewer references than
+ * there are, of which one may be that of who writes the page by other means.
+ */
 static void fill_present(struct vm_area_struct *vma, pmd_t old,
 			 unsigned long addr, pte_t *pte)
 {
 	struct page *page = pmd_page(old);
 	struct folio *folio = page_folio(page);
 
-	folio_ref_add(folio, HPAGE_PMD_NR - 1);
+	folio_ref_add(folio, HPAGE_PMD_NR);
 	folio_add_file_rmap_ptes(folio, page, HPAGE_PMD_NR, vma);
 	set_ptes(vma->vm_mm, addr, pte, small_entry(vma, old), HPAGE_PMD_NR);
 	/* It is unlocked with the huge entry, and not yet locked with small ones. */
 	if ((vma->vm_flags & VM_LOCKED) && MEMFD_SMALL_NO_MLOCK)
 		mlock_folio(folio);
 	folio_remove_rmap_pmd(folio, page, vma);
+	folio_put(folio);
 }
 
 /* Who is told that the page has come asks whether it is protected. */
@@ -72,8 +77,12 @@ static void fill_migrating(struct vm_area_struct *vma, pmd_t old,
 	unsigned int i;
 
 	for (i = 0; i < HPAGE_PMD_NR; i++) {
-		pte_t entry = swp_entry_to_pte(make_readable_migration_entry(pfn + i));
+		swp_entry_t migration = make_readable_migration_entry(pfn + i);
+		pte_t entry;
 
+		if (memfd_pmd_migration_young(old))
+			migration = make_migration_entry_young(migration);
+		entry = swp_entry_to_pte(migration);
 		if (pmd_swp_soft_dirty(old))
 			entry = pte_swp_mksoft_dirty(entry);
 		if (memfd_pmd_swp_uffd(old))
@@ -112,7 +121,10 @@ static void split_locked(struct vm_area_struct *vma, pmd_t *pmd,
 	count_vm_event(THP_SPLIT_PMD);
 }
 
-/* Reclaim would want i_mmap_rwsem, too; and the table's lock may need memory. */
+/*
+ * Reclaim would want i_mmap_rwsem, too; and the table's lock may need memory. Whoever must
+ * not reclaim is charged beyond all limits, so that comes afterwards.
+ */
 static pgtable_t alloc_table(struct mm_struct *mm)
 {
 	unsigned int flags;
@@ -123,6 +135,10 @@ static pgtable_t alloc_table(struct mm_struct *mm)
 	flags = memalloc_noreclaim_save();
 	table = __pte_alloc_one(mm, TABLE_GFP);
 	memalloc_noreclaim_restore(flags);
+	if (table && memcg_kmem_charge_page(table, GFP_NOWAIT, 0)) {
+		pte_free(mm, table);
+		table = NULL;
+	}
 	return table;
 }
 

@@ -30,6 +30,8 @@
 /* With <linux/swapops.h> */
 #define memfd_pmd_is_migration(pmd)	pmd_is_migration_entry(pmd)
 #define memfd_pmd_pfn(pmd)		softleaf_to_pfn(softleaf_from_pmd(pmd))
+#define memfd_pmd_migration_young(pmd)	\
+	softleaf_is_migration_young(softleaf_from_pmd(pmd))
 #define memfd_huge_pmd(folio, prot)	folio_mk_pmd(folio, prot)
 /* With <linux/huge_mm.h>: of a file, it leaves none. */
 #define memfd_clear_huge_pmd(vma, pmd, addr) \
@@ -39,6 +41,7 @@
 /* Small entries of all of a folio lock it, as a huge one does. */
 #define MEMFD_SMALL_NO_MLOCK		0
 
+#define MEMFD_NO_VMA_FLAGS		EMPTY_VMA_FLAGS
 #define MEMFD_VM_UFFD_RWP		VM_UFFD_RWP
 #define MEMFD_VM_MAYBE_GUARD		VM_MAYBE_GUARD
 
@@ -102,6 +105,8 @@ do {									\
 /* With <linux/swapops.h> */
 #define memfd_pmd_is_migration(pmd)	is_pmd_migration_entry(pmd)
 #define memfd_pmd_pfn(pmd)		swp_offset_pfn(pmd_to_swp_entry(pmd))
+#define memfd_pmd_migration_young(pmd)	\
+	is_migration_entry_young(pmd_to_swp_entry(pmd))
 /* With <linux/huge_mm.h>. A huge entry of a file gives way to nothing. */
 #define memfd_huge_pmd(folio, prot)	mk_huge_pmd(&(folio)->page, prot)
 #define memfd_clear_huge_pmd(vma, pmd, addr) \
@@ -110,6 +115,7 @@ do {									\
 	thp_vma_allowable_order(vma, (vma)->vm_flags, 0, PMD_ORDER)
 #define MEMFD_SMALL_NO_MLOCK		1
 
+#define MEMFD_NO_VMA_FLAGS		0
 #define MEMFD_VM_UFFD_RWP		0
 #define MEMFD_VM_MAYBE_GUARD		0
 

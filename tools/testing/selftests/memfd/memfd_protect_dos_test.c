@@ -29,6 +29,9 @@
 /* Another user than that of the test */
 #define USER		1001
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE	25
+#endif
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT	21
 #endif
@@ -296,6 +299,111 @@ TEST_F(memory, is_charged_and_limited)
 	long charged = hog_charged(_metadata, self->hog, kind);
 
 	hog_limited(_metadata, self->hog, kind, charged / 2);
+}
+
+/*
+ * Huge entries give way to page tables where a part is protected: one for each mapping.
+ * They are charged, and where the limit is reached entries go instead.
+ */
+#define SPLIT_BLOCKS	16
+#define SPLIT_MAPS	500
+
+struct split {
+	volatile long before;		/* what is charged */
+	volatile bool done;
+	volatile bool right;		/* stores to the last mapping */
+};
+
+static long store_byte(void *arg)
+{
+	*(volatile char *)arg = NEW_BYTE;
+	return 0;
+}
+
+static int signal_of_store(char *at)
+{
+	struct outcome out = { 0 };
+
+	run_guarded(store_byte, at, &out);
+	return out.sig;
+}
+
+static void split_run(struct split *s, bool limited)
+{
+	char *map, *last = NULL, text[32];
+	size_t size = SPLIT_BLOCKS * HUGE_SIZE;
+	int fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (fd < 0 || ftruncate(fd, size) || !group_enter())
+		_exit(1);
+	for (int i = 0; i < SPLIT_MAPS; i++) {
+		map = mmap(NULL, size + HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS |
+			   MAP_NORESERVE, -1, 0);
+		map = (char *)(((uintptr_t)map + HUGE_SIZE - 1) & -HUGE_SIZE);
+		if (mmap(map, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != map)
+			_exit(1);
+		if (!i)
+			memset(map, OLD_BYTE, size);
+		if (!i && madvise(map, size, MADV_COLLAPSE))
+			_exit(KSFT_SKIP);
+		for (size_t at = 0; at < size; at += HUGE_SIZE)
+			(void)*(volatile char *)(map + at);
+		last = map;
+	}
+	s->before = number_in(CGROUP "/memory.current", NULL);
+	snprintf(text, sizeof(text), "%ld", s->before + 4 * MIB);
+	if (limited && !write_file(CGROUP "/memory.max", text))
+		_exit(1);
+	for (int i = 0; i < SPLIT_BLOCKS; i++)
+		if (protect_pages(fd, i * HUGE_SIZE / page_size() + THE_PAGE, 1,
+				  MEMFD_PROTECT_DENY))
+			_exit(1);
+	s->done = true;
+	s->right = signal_of_store(last + THE_PAGE * page_size()) == SIGBUS &&
+		   !signal_of_store(last + (THE_PAGE + 1) * page_size());
+	_exit(0);
+}
+
+TEST(tables_of_split_entries)
+{
+	const long tables = SPLIT_BLOCKS * SPLIT_MAPS * 4 * KIB;
+	struct split *s;
+
+	if (getuid() || !group_make("max") || number_in(CGROUP "/memory.current", NULL) < 0)
+		SKIP(return, "no memory cgroup");
+	s = mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, s);
+	for (int limited = 0; limited < 2; limited++) {
+		long more;
+		int status;
+		pid_t pid;
+
+		memset(s, 0, sizeof(*s));
+		ASSERT_TRUE(group_make("max"));
+		pid = fork();
+		if (!pid)
+			split_run(s, limited);
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		if (WIFEXITED(status) && WEXITSTATUS(status) == KSFT_SKIP)
+			SKIP(break, "no huge pages");
+		more = number_in(CGROUP "/memory.peak", NULL) - s->before;
+		TH_LOG("%s a limit: %ld KiB more are charged%s", limited ? "with" : "without",
+		       more / KIB, s->done ? "" : ", and it is killed");
+		/* What it wants then that it must have, kills it */
+		if (limited) {
+			EXPECT_GT(5 * MIB, more);
+		} else {
+			EXPECT_LT(tables / 10 * 9, more);
+			EXPECT_TRUE(s->done);
+		}
+		if (s->done) {
+			EXPECT_EQ(0, status);
+			EXPECT_TRUE(s->right);
+		}
+	}
+	munmap(s, sizeof(*s));
+	rmdir(CGROUP);
 }
 
 /* Part 2: who waits can be killed */
