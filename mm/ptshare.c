@@ -59,6 +59,7 @@
  *				table's own lock, the same for all
  */
 
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/interval_tree.h>
 #include <linux/mman.h>
@@ -188,19 +189,29 @@ __ptshare_wrap(struct vm_area_struct *vma, const struct vm_operations_struct *op
  * ptshare_leave() - a shmem file is mapped for somebody who copies its operations
  * @vma: The new VMA, for which ptshare_mmap() was called. Not in the file's trees yet.
  *
- * It shares nothing, as if its file did not: it would be known by its operations.
+ * It shares nothing, as if its file did not: it would be known by its operations. It gets
+ * an open file description of its own, and so is merged with none that may share.
  *
- * Context: mmap lock for writing.
+ * Context: Sleeps. mmap lock for writing.
+ * Return: 0 or -ENOMEM, -ENFILE. The VMA is ordinary in any case.
  */
-void ptshare_leave(struct vm_area_struct *vma)
+int ptshare_leave(struct vm_area_struct *vma)
 {
 	struct ptshare_vma *pv = ptshare_vma(vma);
+	struct file *file;
 
 	if (!pv)
-		return;
+		return 0;
 	vma->vm_ops = pv->vm_ops;
 	vma->vm_private_data = NULL;
 	kmem_cache_free(ptshare_vma_cache, pv);
+	file = alloc_file_clone(vma->vm_file, vma->vm_file->f_flags,
+				vma->vm_file->f_op);
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+	vma_set_file(vma, file);
+	fput(file);
+	return 0;
 }
 EXPORT_SYMBOL_GPL(ptshare_leave);	/* for Coda */
 

@@ -202,6 +202,8 @@ void ptshare_count_unshare(const struct vm_area_struct *vma,
 			   enum ptshare_reason reason);
 
 /* mm/ptshare_host.c */
+void ptshare_enable(void);
+void ptshare_share_file(struct inode *inode);
 bool ptshare_wanted(const struct file *file);
 struct ptshare *ptshare_of_inode(struct inode *inode);
 struct ptshare *ptshare_of(const struct vm_area_struct *vma);

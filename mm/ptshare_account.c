@@ -228,9 +228,10 @@ void ptshare_count_unshare(const struct vm_area_struct *vma,
 unsigned long __ptshare_mm_pages(struct mm_struct *mm)
 {
 	long pages = atomic_long_read(&mm->ptshare_pages);
-	long most = ptshare_mm_links(mm) * PTRS_PER_PTE;
+	/* One that is already cleared may not be counted yet. */
+	long links = max(atomic_long_read(&mm->ptshare_links), 0L);
 
-	return ptshare_rule(OOM) ? clamp(pages, 0L, most) : 0;
+	return ptshare_rule(OOM) ? clamp(pages, 0L, links * PTRS_PER_PTE) : 0;
 }
 
 unsigned int __ptshare_links(const struct vm_area_struct *vma,

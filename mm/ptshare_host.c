@@ -1007,7 +1007,7 @@ void ptshare_show_fdinfo(struct seq_file *m, struct file *file)
 	seq_printf(m, "ptshare_guests:\t%lu\nptshare_tables:\t%ld\nptshare_links:\t%ld\n",
 		   ps ? READ_ONCE(ps->nr_guests) : 0,
 		   ps ? atomic_long_read(&ps->nr_tables) : 0,
-		   ps ? atomic_long_read(&ps->nr_links) : 0);
+		   ps ? max(atomic_long_read(&ps->nr_links), 0L) : 0);
 }
 
 /*

@@ -7,7 +7,11 @@
  */
 
 #include <kunit/test.h>
+#include <linux/file.h>
+#include <linux/memfd_compat.h>
 #include <linux/mm.h>
+#include <linux/mount.h>
+#include <linux/shmem_fs.h>
 
 #include "internal.h"
 #include "ptshare.h"
@@ -230,6 +234,32 @@ static void tables_that_are_sound(struct kunit *test)
 				      "wrong %d", i);
 }
 
+/* Drivers map their files in ways of their own; what is private is mapped by shmem alone */
+static void files_of_the_kernel(struct kunit *test)
+{
+	struct vfsmount *mnt = ptshare_kernel_mount();
+	struct file *private, *driver;
+	struct shmem_sb_info *sbinfo;
+
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, mnt);
+	sbinfo = mnt->mnt_sb->s_fs_info;
+	ptshare_enable();
+	WRITE_ONCE(sbinfo->ptshare, PTSHARE_MOUNT_ALWAYS);
+	private = shmem_kernel_file_setup("private", PMD_SIZE, MEMFD_NO_VMA_FLAGS);
+	driver = shmem_file_setup("driver", PMD_SIZE, MEMFD_NO_VMA_FLAGS);
+	WRITE_ONCE(sbinfo->ptshare, PTSHARE_MOUNT_NEVER);
+	if (!IS_ERR(private)) {
+		KUNIT_EXPECT_TRUE(test, ptshare_wanted(private));
+		fput(private);
+	}
+	if (!IS_ERR(driver)) {
+		KUNIT_EXPECT_FALSE(test, ptshare_wanted(driver));
+		fput(driver);
+	}
+	KUNIT_EXPECT_NOT_ERR_OR_NULL(test, private);
+	KUNIT_EXPECT_NOT_ERR_OR_NULL(test, driver);
+}
+
 static struct kunit_case ptshare_cases[] = {
 	KUNIT_CASE(flags_that_share),
 	KUNIT_CASE(flags_that_do_not),
@@ -238,6 +268,7 @@ static struct kunit_case ptshare_cases[] = {
 	KUNIT_CASE(flushes_of_the_host),
 	KUNIT_CASE(flushes_of_a_guest),
 	KUNIT_CASE(tables_that_are_sound),
+	KUNIT_CASE(files_of_the_kernel),
 	{}
 };
 

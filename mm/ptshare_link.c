@@ -457,6 +457,16 @@ bool __ptshare_change_protection(struct vm_area_struct *vma,
 	return false;
 }
 
+void __ptshare_unlock(struct vm_area_struct *vma)
+{
+	struct ptshare_vma *pv = ptshare_vma(vma);
+
+	vma_start_write(vma);
+	ptshare_unlink_notify(vma, pv->start, pv->end, PTSHARE_BY_CLASS);
+	ptshare_release_class(vma, ptshare_class_of(vma->vm_flags), pv->start,
+			      pv->end);
+}
+
 void __ptshare_change_lock(struct vm_area_struct *vma, unsigned long start,
 			   unsigned long end)
 {

@@ -5,11 +5,13 @@
  * Files share if their tmpfs is mounted with ptshare=always when they are made. The
  * kernel has a mount of its own for files that no path leads to: SysV shared memory,
  * shared anonymous memory, memfds. /sys/kernel/mm/ptshare/shmem_enabled is the same for
- * that one.
+ * that one. Drivers have files there as well. These never share: drivers map them in
+ * ways of their own, with other bits of protection, or by other operations.
  */
 
 #include <linux/fs_parser.h>
 #include <linux/kobject.h>
+#include <linux/memfd.h>
 #include <linux/mount.h>
 #include <linux/ptshare.h>
 #include <linux/shmem_fs.h>
@@ -74,8 +76,35 @@ bool ptshare_kernel_shares(void)
 
 void __ptshare_new_file(struct inode *inode)
 {
-	if (mount_shares(inode->i_sb))
+	struct vfsmount *mnt = ptshare_kernel_mount();
+
+	if (mount_shares(inode->i_sb) &&
+	    (IS_ERR(mnt) || inode->i_sb != mnt->mnt_sb))
 		ptshare_share_file(inode);
+}
+
+void __ptshare_new_kernel_file(struct inode *inode)
+{
+	if (IS_PRIVATE(inode) && mount_shares(inode->i_sb))
+		ptshare_share_file(inode);
+}
+
+/**
+ * ptshare_new_memfd() - a memfd has been made
+ * @file: It, of which nobody knows yet.
+ * @flags: Those of memfd_create().
+ *
+ * It shares page tables if somebody asks for that, or if the kernel's mount says so.
+ *
+ * Context: May sleep.
+ */
+void ptshare_new_memfd(struct file *file, unsigned int flags)
+{
+	if (flags & MFD_SHARE_PGTABLES)
+		ptshare_enable();
+	else if ((flags & MFD_HUGETLB) || !ptshare_kernel_shares())
+		return;
+	ptshare_share_file(file_inode(file));
 }
 
 #ifdef CONFIG_SYSFS

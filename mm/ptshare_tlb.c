@@ -171,8 +171,8 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	list_for_each_entry(guest, &ps->mms, mms) {
 		if (!may_map(guest, first, last))
 			continue;
-		/* Those that run it lazily are told if it is about tables, one by one */
-		if (freed_tables && runs(guest->mm)) {
+		/* Those that run it lazily, too, are told of tables, one by one */
+		if (freed_tables) {
 			flush_one(guest, first, last, true);
 			continue;
 		}

@@ -221,7 +221,7 @@ __ptshare_wrap(struct vm_area_struct *vma,
 	       const struct vm_operations_struct *ops);
 void ptshare_wrapped_open(struct vm_area_struct *vma);
 void ptshare_wrapped_close(struct vm_area_struct *vma);
-void ptshare_leave(struct vm_area_struct *vma);
+int ptshare_leave(struct vm_area_struct *vma);
 int __ptshare_dup_vma(struct vm_area_struct *vma);
 void __ptshare_free_vma(struct vm_area_struct *vma);
 unsigned long __ptshare_unmapped_area(struct file *file, unsigned long addr,
@@ -257,6 +257,7 @@ void ptshare_unlink(struct vm_area_struct *vma, unsigned long start,
 bool __ptshare_change_protection(struct vm_area_struct *vma,
 				 unsigned long start, unsigned long end,
 				 bool numa);
+void __ptshare_unlock(struct vm_area_struct *vma);
 void __ptshare_change_lock(struct vm_area_struct *vma, unsigned long start,
 			   unsigned long end);
 
@@ -276,6 +277,8 @@ bool __ptshare_denies(bool fast);
 bool ptshare_param_valid(unsigned int value);
 void ptshare_show_mount(struct seq_file *m, unsigned int value);
 void __ptshare_new_file(struct inode *inode);
+void __ptshare_new_kernel_file(struct inode *inode);
+void ptshare_new_memfd(struct file *file, unsigned int flags);
 
 /* mm/ptshare_notify.c */
 int __ptshare_notifies(struct mm_struct *mm);
@@ -293,8 +296,6 @@ pmd_t __ptshare_shown_pmd(pmd_t pmd);
 void __ptshare_exit_mmap(struct mm_struct *mm);
 void __ptshare_new_table(struct ptshare *ps, pgtable_t table,
 			 unsigned int pages);
-void ptshare_enable(void);
-void ptshare_share_file(struct inode *inode);
 void ptshare_evict(struct inode *inode);
 void ptshare_show_fdinfo(struct seq_file *m, struct file *file);
 bool __ptshare_all_cgroups(void);
@@ -322,12 +323,25 @@ static inline void ptshare_new_table(struct mm_struct *mm, pgtable_t table,
  * ptshare_new_file() - a shmem file has been made
  * @inode: It, of which nobody knows yet.
  *
- * It shares page tables if its mount says so.
+ * It shares page tables if its mount says so, and that is not the kernel's own.
  */
 static inline void ptshare_new_file(struct inode *inode)
 {
 	if (static_branch_unlikely(&ptshare_used))
 		__ptshare_new_file(inode);
+}
+
+/**
+ * ptshare_new_kernel_file() - the kernel has made a shmem file for itself
+ * @inode: It, of which nobody knows yet.
+ *
+ * If it is private, which SysV and anonymous shared memory is, and files of drivers are
+ * not, it shares page tables if the kernel's mount says so.
+ */
+static inline void ptshare_new_kernel_file(struct inode *inode)
+{
+	if (static_branch_unlikely(&ptshare_used))
+		__ptshare_new_kernel_file(inode);
 }
 
 /**
@@ -616,6 +630,20 @@ static inline void ptshare_change_lock(struct vm_area_struct *vma,
 {
 	if (ptshare_guest(vma))
 		__ptshare_change_lock(vma, start, end);
+}
+
+/**
+ * ptshare_unlock() - a VMA is about to be locked in memory no more, its pages moved away
+ * @vma: The VMA, with its old flags.
+ *
+ * Pages that nobody else locks are unlocked before the task returns to user mode.
+ *
+ * Context: May sleep. mmap lock for writing.
+ */
+static inline void ptshare_unlock(struct vm_area_struct *vma)
+{
+	if ((vma->vm_flags & VM_LOCKED) && ptshare_guest(vma))
+		__ptshare_unlock(vma);
 }
 
 /**
@@ -918,9 +946,9 @@ ptshare_vm_ops(const struct vm_area_struct *vma)
 	return vma->vm_ops;
 }
 
-static inline void ptshare_enable(void) { }
-static inline void ptshare_share_file(struct inode *inode) { }
 static inline void ptshare_new_file(struct inode *inode) { }
+static inline void ptshare_new_kernel_file(struct inode *inode) { }
+static inline void ptshare_new_memfd(struct file *file, unsigned int flags) { }
 static inline void ptshare_evict(struct inode *inode) { }
 
 static inline int ptshare_mmap(struct vm_area_struct *vma,
@@ -936,7 +964,10 @@ ptshare_wrap(struct vm_area_struct *vma, const struct vm_operations_struct *ops)
 	return ops;
 }
 
-static inline void ptshare_leave(struct vm_area_struct *vma) { }
+static inline int ptshare_leave(struct vm_area_struct *vma)
+{
+	return 0;
+}
 
 static inline int ptshare_dup_vma(struct vm_area_struct *vma)
 {
@@ -1027,6 +1058,8 @@ static inline bool ptshare_change_protection(struct vm_area_struct *vma,
 {
 	return false;
 }
+
+static inline void ptshare_unlock(struct vm_area_struct *vma) { }
 
 static inline void ptshare_change_lock(struct vm_area_struct *vma,
 				       unsigned long start, unsigned long end)

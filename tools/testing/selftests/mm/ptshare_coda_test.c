@@ -513,6 +513,65 @@ TEST_F(mapped, mremap)
 	EXPECT_EQ(0, munmap(map, SIZE));
 }
 
+/*
+ * The container is mapped next to Coda's mapping, so that both go on where the other
+ * ends, by the descriptor that Venus has got: they must not become one mapping.
+ */
+TEST_F(mapped, neighbour)
+{
+	char *guest = self->map, *coda = self->map + TABLE_SIZE;
+	const long long kb = TABLE_SIZE >> 10;
+	const size_t len = SIZE - TABLE_SIZE;
+	char *away = reserve(TABLE_SIZE);
+	struct peer p;
+
+	if (variant->kind == PLAIN)
+		SKIP(goto out, "Linux merges them, and nobody minds");
+	ASSERT_TRUE(peer_start_mapped(&p, self->container, 0, SIZE, PROT_RW));
+	p.arg->seed = SEED;
+	ASSERT_EQ(0, munmap(guest, TABLE_SIZE));
+	ASSERT_EQ(guest, mmap(guest, TABLE_SIZE, PROT_RW, MAP_SHARED | MAP_FIXED,
+			      self->container, 0));
+	ASSERT_EQ(0, wrong_pages(self->map, 0, PAGES, SEED));
+	ASSERT_EQ(kb, shared_kb(guest, TABLE_SIZE));
+
+	/* Flags that differ for a while: one would be merged into the other */
+	EXPECT_EQ(0, madvise(guest, TABLE_SIZE, MADV_DONTDUMP));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, PAGES, SEED));
+	EXPECT_EQ(0, madvise(guest, TABLE_SIZE, MADV_DODUMP));
+	EXPECT_EQ(kb, shared_kb(self->map, SIZE));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, PAGES, SEED));
+
+	/* A part of one would become the other's */
+	EXPECT_EQ(0, mprotect(guest, TABLE_SIZE, PROT_READ));
+	EXPECT_EQ(0, mprotect(coda, TABLE_SIZE, PROT_READ));
+	EXPECT_EQ(SIGSEGV, try_store(guest, 1));
+	EXPECT_EQ(SIGSEGV, try_store(coda, 1));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, PAGES, SEED));
+	EXPECT_EQ(0, mprotect(self->map, SIZE, PROT_RW));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, PAGES, SEED));
+	EXPECT_EQ(kb, shared_kb(self->map, SIZE));
+
+	/* It comes back to where it would be a part of the other. (Coda's are not merged.) */
+	ASSERT_EQ(away, mremap(coda, TABLE_SIZE, TABLE_SIZE,
+			       MREMAP_MAYMOVE | MREMAP_FIXED, away));
+	ASSERT_EQ(coda, mremap(away, TABLE_SIZE, TABLE_SIZE,
+			       MREMAP_MAYMOVE | MREMAP_FIXED, coda));
+	EXPECT_EQ(0, wrong_pages(self->map, 0, PAGES, SEED));
+	EXPECT_EQ(kb, shared_kb(self->map, SIZE));
+	EXPECT_EQ(0, peer_call(&p, peer_check));
+
+	/* Nobody keeps a page of what is cut off */
+	EXPECT_EQ(0, ftruncate(self->container, 0));
+	for (size_t i = 0; i < NR_TABLES; i++)
+		EXPECT_EQ(SIGBUS, try_load(self->map + i * TABLE_SIZE));
+	EXPECT_EQ(0, smaps_sum(getpid(), self->map, SIZE, "Rss", NULL));
+	peer_kill(&p);
+out:
+	EXPECT_EQ(0, munmap(guest, TABLE_SIZE));
+	EXPECT_EQ(0, munmap(coda, len));
+}
+
 /* All orders of what can be done to a mapping, while another process shares */
 
 enum step { FORK, SPLIT, MOVE, CUT, NR_STEPS };

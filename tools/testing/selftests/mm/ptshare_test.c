@@ -1614,6 +1614,33 @@ TEST_F(pair, mlock_and_munlock)
 	EXPECT_PEER_UNAFFECTED(&self->peer);
 }
 
+/*
+ * Pages move away from where they are locked, to where nothing is shared. Nobody has
+ * locked them any more when that is gone, though what they have left still maps them.
+ */
+TEST_F(pair, mlock_and_dontunmap)
+{
+	const size_t parts[] = { FILE_SIZE, TABLE_SIZE };
+	long long locked = meminfo_kb("Mlocked");
+
+	for (size_t i = 0; i < 2; i++) {
+		char *there = reserve(FILE_SIZE + TABLE_SIZE) + page_size();
+		long long rest = (FILE_SIZE - parts[i]) >> 10;
+
+		EXPECT_EQ(0, mlock(self->map, FILE_SIZE));
+		EXPECT_TRUE(locked_is(locked + (FILE_SIZE >> 10)));
+		ASSERT_EQ(there, mremap(self->map, parts[i], parts[i],
+					MREMAP_MAYMOVE | MREMAP_FIXED |
+					MREMAP_DONTUNMAP, there));
+		EXPECT_EQ(0, munlock(there, parts[i]));
+		EXPECT_EQ(0, munmap(there, parts[i]));
+		EXPECT_TRUE(locked_is(locked + rest));
+		EXPECT_EQ(rest, pid_field(getpid(), "status", "VmLck"));
+		EXPECT_RIGHT_SHARED(self);
+		EXPECT_PEER_UNAFFECTED(&self->peer);
+	}
+}
+
 /* Several have it locked: it is locked once, and as long as one of them has */
 TEST_F(pair, mlock_by_several)
 {
