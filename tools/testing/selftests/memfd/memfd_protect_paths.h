@@ -579,6 +579,21 @@ static inline long run_futex(struct job *job)
 					  FUTEX_OP_CMP_EQ, 0)));
 }
 
+#ifndef FUTEX_ROBUST_UNLOCK
+#define FUTEX_ROBUST_UNLOCK	512
+#endif
+
+/* The kernel unlocks, and takes the lock off the list (Linux 7.3) */
+static inline long run_futex_unlock(struct job *job)
+{
+	unsigned long pending = (unsigned long)job_addr(job);
+
+	if (syscall(__NR_futex, job_addr(job), FUTEX_WAKE | FUTEX_ROBUST_UNLOCK, 1, NULL,
+		    &pending, 0) < 0)
+		return -errno;
+	return pending ? -EINVAL : 1;
+}
+
 static int exit_at_once(void *arg)
 {
 	return 0;
@@ -879,6 +894,7 @@ enum path_nr {
 	P_uring_read_sqpoll, P_uring_read_fixed, P_direct_read_block,
 	P_direct_read_file, P_direct_read_shmem, P_process_vm_writev,
 	P_process_vm_writev_child, P_proc_mem, P_ptrace, P_futex,
+	P_futex_unlock,
 	P_clone_parent_settid, P_clone_child_settid, P_clone_child_cleartid,
 	P_robust, P_sigframe, P_populate_write, P_gup_pin, P_gup_pin_fast,
 	P_udmabuf,
@@ -949,6 +965,7 @@ static const struct path paths[NR_PATHS] = {
 	[P_ptrace] = PATH(ptrace, MAPPING, NEEDS(ptrace), .error = -EIO,
 			  FLAGS(PATH_NO_WAIT | PATH_SLOW)),
 	[P_futex] = PATH(futex, MAPPING),
+	[P_futex_unlock] = PATH(futex_unlock, MAPPING, FLAGS(PATH_ZERO)),
 	[P_clone_parent_settid] = PATH(clone_parent_settid, MAPPING,
 				       NEEDS(clone), FLAGS(PATH_SILENT)),
 	[P_clone_child_settid] = PATH(clone_child_settid, MAPPING,

@@ -228,6 +228,7 @@ PATH_VARIANTS(process_vm_writev_child);
 PATH_VARIANTS(proc_mem);
 PATH_VARIANTS(ptrace);
 PATH_VARIANTS(futex);
+PATH_VARIANTS(futex_unlock);
 PATH_VARIANTS(clone_parent_settid);
 PATH_VARIANTS(clone_child_settid);
 PATH_VARIANTS(clone_child_cleartid);
