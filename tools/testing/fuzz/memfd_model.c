@@ -225,11 +225,13 @@ static void log_write(struct model *m, unsigned int process,
 	bool any = false;
 
 	for (unsigned int i = first; i <= last; i++) {
-		if (m->mode[i] != MODE_ASYNC)
-			continue;
-		m->mode[i] = MODE_NONE;
-		m->log[i] = 1;
-		any = true;
+		if (m->mode[i] == MODE_ASYNC) {
+			m->mode[i] = MODE_NONE;
+			m->log[i] = 1;
+			m->logged_in[i] = m->batch;
+		}
+		/* It may have been this one that logged what others write at once. */
+		any |= m->log[i] && m->logged_in[i] == m->batch;
 	}
 	if (any)
 		tell_dirty(m, process, first, last);
@@ -486,6 +488,7 @@ static int ask_fault(struct model *m, unsigned int process, unsigned int page,
 	case MODE_DENY:
 		return DENIED;
 	case MODE_ASYNC:
+	case MODE_NONE:
 		log_write(m, process, page, page);
 		return GO_ON;
 	case MODE_WAIT:

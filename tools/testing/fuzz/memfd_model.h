@@ -132,6 +132,7 @@ struct model {
 	uint8_t mode[MAX_PAGES + 1];
 	uint8_t async[MAX_PAGES + 1];
 	uint8_t log[MAX_PAGES + 1];
+	unsigned int logged_in[MAX_PAGES + 1];	/* that batch, if it is in the log */
 	uint8_t pinned[MAX_PAGES + 1];	/* how many pin it */
 	bool open;		/* there is an event fd */
 	bool kernel;		/* MEMFD_NOTIFY_KERNEL */
