@@ -231,6 +231,7 @@ static double measure(void)
 	};
 	static const char bytes[MAX_WORKERS];
 	bool protected = test.mode && test.how < PLAIN;
+	bool served = protected && test.mode != LOGGED;
 	pthread_t threads[MAX_WORKERS], helper;
 	pid_t pids[MAX_WORKERS];
 	uint64_t ns;
@@ -244,7 +245,7 @@ static double measure(void)
 	wait_all(ready[0]);
 	if (protected)
 		protect(file, 0, test.size, modes[test.mode]);
-	if (protected && test.mode != LOGGED)
+	if (served)
 		pthread_create(&helper, NULL, serve,
 			       test.mode == WAITING ? allow_events : take_log_at_times);
 	ns = now_ns();
@@ -253,7 +254,7 @@ static double measure(void)
 	wait_all(done[0]);
 	ns = now_ns() - ns;
 	stop = true;
-	if (protected && test.mode != LOGGED)
+	if (served)
 		pthread_join(helper, NULL);
 	if (protected && test.mode != WAITING)
 		take_log();
@@ -287,18 +288,11 @@ static struct measured rows_of(enum how how, enum how theirs, const char *what)
 	return m;
 }
 
-static void add_to(struct measured *m, double value, double one)
+static void add_to(struct measured *m, bool ours, double value, double one)
 {
-	add(m->stores->ours, value);
+	add(ours ? m->stores->ours : &m->stores->theirs, value);
 	if (m->speedup)
-		add(m->speedup->ours, value / one);
-}
-
-static void add_theirs(struct measured *m, double value, double one)
-{
-	add(&m->stores->theirs, value);
-	if (m->speedup)
-		add(&m->speedup->theirs, value / one);
+		add(ours ? m->speedup->ours : &m->speedup->theirs, value / one);
 }
 
 static void measure_all(const char *what, enum how theirs, unsigned int rounds)
@@ -318,15 +312,15 @@ static void measure_all(const char *what, enum how theirs, unsigned int rounds)
 			for (test.how = SHARED; test.how <= ORDINARY; test.how++) {
 				value = measure();
 				one[test.how] = n ? one[test.how] : value;
-				add_to(&us[test.how][n], value, one[test.how]);
+				add_to(&us[test.how][n], true, value, one[test.how]);
 			}
 			if (theirs == HOWS)
 				continue;
 			test.how = theirs;
 			value = measure();
 			one[theirs] = n ? one[theirs] : value;
-			add_theirs(&us[SHARED][n], value, one[theirs]);
-			add_theirs(&us[ORDINARY][n], value, one[theirs]);
+			add_to(&us[SHARED][n], false, value, one[theirs]);
+			add_to(&us[ORDINARY][n], false, value, one[theirs]);
 		}
 }
 
