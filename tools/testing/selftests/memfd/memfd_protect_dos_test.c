@@ -55,6 +55,18 @@ static long available_kib(void)
 	return number_in("/proc/meminfo", "MemAvailable:");
 }
 
+/* A file, mapped where a huge page could be */
+static char *map_huge(int fd, size_t size)
+{
+	char *area = mmap(NULL, size + HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (area == MAP_FAILED)
+		return area;
+	munmap(area, size + HUGE_SIZE);
+	area = (char *)(((uintptr_t)area + HUGE_SIZE - 1) & -HUGE_SIZE);
+	return mmap(area, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+}
+
 /* Part 1: memory */
 
 /* Goes on until it cannot, or has been told enough */
@@ -338,10 +350,8 @@ static void split_run(struct split *s, bool limited)
 	if (fd < 0 || ftruncate(fd, size) || !group_enter())
 		_exit(1);
 	for (int i = 0; i < SPLIT_MAPS; i++) {
-		map = mmap(NULL, size + HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS |
-			   MAP_NORESERVE, -1, 0);
-		map = (char *)(((uintptr_t)map + HUGE_SIZE - 1) & -HUGE_SIZE);
-		if (mmap(map, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != map)
+		map = map_huge(fd, size);
+		if (map == MAP_FAILED)
 			_exit(1);
 		if (!i)
 			memset(map, OLD_BYTE, size);
@@ -359,9 +369,10 @@ static void split_run(struct split *s, bool limited)
 		if (protect_pages(fd, i * HUGE_SIZE / page_size() + THE_PAGE, 1,
 				  MEMFD_PROTECT_DENY))
 			_exit(1);
-	s->done = true;
 	s->right = signal_of_store(last + THE_PAGE * page_size()) == SIGBUS &&
 		   !signal_of_store(last + (THE_PAGE + 1) * page_size());
+	/* Stores need memory, too: it may be killed for it. */
+	s->done = true;
 	_exit(0);
 }
 
@@ -415,19 +426,11 @@ struct target {
 	size_t size;
 };
 
-/* Mapped where a huge page could be */
 static bool target_init(struct target *t, size_t nr_pages, unsigned int notify_flags)
 {
-	char *area;
-
 	t->size = nr_pages * page_size();
 	t->fd = create_filled(nr_pages, MFD_ALLOW_PROTECT);
-	area = mmap(NULL, t->size + HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (area == MAP_FAILED)
-		return false;
-	munmap(area, t->size + HUGE_SIZE);
-	area = (char *)(((uintptr_t)area + HUGE_SIZE - 1) & -HUGE_SIZE);
-	t->map = mmap(area, t->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, t->fd, 0);
+	t->map = map_huge(t->fd, t->size);
 	t->nfd = sys_memfd_notify(t->fd, notify_flags);
 	return t->map != MAP_FAILED && t->nfd >= 0;
 }
