@@ -327,9 +327,9 @@ static int notify_fd(struct file *memfd, unsigned int flags)
  * - %EPERM: F_SEAL_PROTECT, F_SEAL_WRITE or F_SEAL_FUTURE_WRITE forbids it.
  * - %EPERM: MEMFD_NOTIFY_KERNEL without CAP_SYS_PTRACE while
  *   vm.unprivileged_memfd_notify is 0.
- * - %EMFILE, %ENFILE: too many open files.
+ * - %EMFILE: too many open files of the process.
  * - %EBUSY: there is an event fd of this memfd.
- * - %ENOMEM: no memory.
+ * - %ENFILE, %ENOMEM: too many open files, no memory.
  *
  * Return: The event fd, always close-on-exec, or the features, or a negative error.
  */

@@ -22,6 +22,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_WP_RECHECK] = "wp_recheck",
 	[MEMFD_HOOK_PTE] = "pte",
 	[MEMFD_HOOK_PMD] = "pmd",
+	[MEMFD_HOOK_END] = "end",
 	[MEMFD_HOOK_HUGE] = "huge",
 	[MEMFD_HOOK_SPLIT] = "split",
 	[MEMFD_HOOK_TOLD] = "told",
@@ -47,6 +48,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_GOT_PAGES] = "got_pages",
 	[MEMFD_HOOK_FUTEX] = "futex",
 	[MEMFD_HOOK_ASYNC_PF] = "async_pf",
+	[MEMFD_HOOK_AT_ONCE] = "at_once",
 };
 
 static const char * const delay_names[MEMFD_DELAY_NR] = {

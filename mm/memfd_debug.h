@@ -18,6 +18,7 @@
  * @MEMFD_HOOK_WP_RECHECK: A write fault asks again under the page table lock.
  * @MEMFD_HOOK_PTE: mprotect(), migration, NUMA hinting leave them read-only.
  * @MEMFD_HOOK_PMD: No huge entry comes to where something is protected.
+ * @MEMFD_HOOK_END: ... or to where the file ends, nor small ones behind that.
  * @MEMFD_HOOK_HUGE: The walk does away with those that are there.
  * @MEMFD_HOOK_SPLIT: ... and what they map stays mapped.
  * @MEMFD_HOOK_TOLD: ... after secondary MMUs have been told of all of it.
@@ -43,6 +44,7 @@
  * @MEMFD_HOOK_GOT_PAGES: References for writing are waited for.
  * @MEMFD_HOOK_FUTEX: Futex operations may wait.
  * @MEMFD_HOOK_ASYNC_PF: KVM does not let a kernel thread fault them in.
+ * @MEMFD_HOOK_AT_ONCE: A fault logs with the page table locked, if it can.
  * @MEMFD_HOOK_NR: Their number.
  */
 enum memfd_debug_hook {
@@ -50,6 +52,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_WP_RECHECK,
 	MEMFD_HOOK_PTE,
 	MEMFD_HOOK_PMD,
+	MEMFD_HOOK_END,
 	MEMFD_HOOK_HUGE,
 	MEMFD_HOOK_SPLIT,
 	MEMFD_HOOK_TOLD,
@@ -75,6 +78,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_GOT_PAGES,
 	MEMFD_HOOK_FUTEX,
 	MEMFD_HOOK_ASYNC_PF,
+	MEMFD_HOOK_AT_ONCE,
 	MEMFD_HOOK_NR,
 };
 

@@ -18,7 +18,7 @@
  * If the fault has the lock first, the walk undoes what it set. If the walk has
  * it first, the fault reads the new mode. If the walk does not see the page table
  * because the fault is just installing it, the full barrier in
- * page_protected(), after the store of the table's entry, pairs with the one in
+ * page_mode(), after the store of the table's entry, pairs with the one in
  * memfd_walk_protect(). The default of a page-table entry stays writable, as for
  * any memfd, so an unprotected page costs nothing but this look.
  *
@@ -34,11 +34,12 @@
  * A memfd_protect() whose outcome is open is not acted upon, see "the flight" in
  * mm/memfd_state.c. A fault that meets one lets go of its locks and comes back; the
  * second time, or if it cannot come back, it keeps them: the wait is for one walk
- * and a few milliseconds, and takes no lock that a fault may hold. System calls
+ * and memfd_pin_settle(), and takes no lock that a fault may hold. System calls
  * are kept out by inode_lock().
  *
  * Locks: mmap or VMA lock -> memfd_protect.flight.settled -> memfd_protect.lock ->
- * memfd_waiters.lock. Under a page table lock only RCU.
+ * memfd_waiters.lock. Under a page table lock only RCU, and memfd_protect.lock if that
+ * is free: a store that is logged, and no more, keeps the page table locked.
  */
 
 #include <linux/freezer.h>
@@ -51,6 +52,7 @@
 #include "internal.h"
 #include "memfd_debug.h"
 #include "memfd_protect.h"
+#include "memfd_split.h"
 
 #include <trace/events/memfd_protect.h>
 
@@ -61,11 +63,16 @@
  * The question under the page table lock. What came before that lock was taken,
  * a new page table made visible above all, comes before the look at the mode.
  */
-static bool page_protected(struct memfd_protect *mp, pgoff_t index)
+static enum memfd_mode page_mode(struct memfd_protect *mp, pgoff_t index)
 {
 	/* Pairs with smp_mb() in memfd_walk_protect(). */
 	smp_mb__after_spinlock();
-	return memfd_mode_at(mp, index) != MEMFD_MODE_NONE;
+	return memfd_mode_at(mp, index);
+}
+
+static bool page_protected(struct memfd_protect *mp, pgoff_t index)
+{
+	return page_mode(mp, index) != MEMFD_MODE_NONE;
 }
 
 /* What a fault is told. */
@@ -101,6 +108,17 @@ static bool exit_goes_through(struct memfd_protect *mp)
 		return false;
 	return !READ_ONCE(mp->kernel) || (current->flags & PF_SIGNALED) ||
 	       fatal_signal_pending(current);
+}
+
+static struct memfd_writer fault_writer(const struct vm_fault *vmf)
+{
+	return (struct memfd_writer) {
+		.first = vmf->pgoff,
+		.last = vmf->pgoff,
+		.type = MEMFD_EVENT_FAULT,
+		.flags = vmf->flags & FAULT_FLAG_USER ?
+			 0 : MEMFD_EVENT_F_KERNEL,
+	};
 }
 
 /* Called with mp->lock held, with nothing of the page in flight. */
@@ -180,17 +198,10 @@ static vm_fault_t fault_ask(struct vm_fault *vmf, struct memfd_protect *mp,
 {
 	bool comes_back = (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) ||
 			  fault_flag_allow_retry_first(vmf->flags);
-	pgoff_t index = vmf->pgoff;
 	int err = -ENOMEM;
 
 	*question = (struct fault_question) {
-		.writer = {
-			.first = index,
-			.last = index,
-			.type = MEMFD_EVENT_FAULT,
-			.flags = vmf->flags & FAULT_FLAG_USER ?
-				 0 : MEMFD_EVENT_F_KERNEL,
-		},
+		.writer = fault_writer(vmf),
 		.exits = exit_goes_through(mp),
 		.answer = FAULT_IN_FLIGHT,
 	};
@@ -342,13 +353,21 @@ vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 	/* What is in flight does not matter where nothing is protected. */
 	bool may_write = memfd_mode_at(mp, vmf->pgoff) == MEMFD_MODE_NONE;
 
-	/* The fault of a guest, which has asked in its own name. */
+	/* The fault of a guest, which has asked in its own name, or will. */
 	if (ptshare_host(vmf->vma))
 		return may_write ? 0 : VM_FAULT_NOPAGE;
 	if (!may_write)
 		return fault_on_protected(vmf, mp);
 	memfd_delay(FAULT);
 	return 0;
+}
+
+bool __memfd_protect_logs(struct vm_area_struct *vma, unsigned long addr)
+{
+	struct memfd_protect *mp = memfd_protect_of_vma(vma);
+
+	return memfd_hook(AT_ONCE) && READ_ONCE(mp->waiters.told) &&
+	       memfd_mode_at(mp, linear_page_index(vma, addr)) == MEMFD_MODE_ASYNC;
 }
 
 void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
@@ -493,14 +512,24 @@ static vm_fault_t wp_unprotected(struct vm_fault *vmf, struct memfd_protect *mp,
 	return 0;
 }
 
+static bool wp_logged(const struct vm_fault *vmf, struct memfd_protect *mp)
+{
+	struct memfd_writer writer = fault_writer(vmf);
+
+	return memfd_hook(AT_ONCE) && memfd_state_log_at_once(mp, &writer);
+}
+
 vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vmf->vma);
+	enum memfd_mode mode = page_mode(mp, vmf->pgoff);
 	struct folio *folio = page_folio(vmf->page);
 	vm_fault_t ret;
 
-	if (!page_protected(mp, vmf->pgoff))
+	if (mode == MEMFD_MODE_NONE)
 		return wp_unprotected(vmf, mp, folio);
+	if (mode == MEMFD_MODE_ASYNC && wp_logged(vmf, mp))
+		return 0;
 
 	/* The fault of a guest, which will ask again in its own name. */
 	if (ptshare_host(vmf->vma)) {
@@ -562,7 +591,33 @@ bool __memfd_protect_pte(struct vm_area_struct *vma, unsigned long addr)
 	return page_protected(memfd_protect_of_vma(vma), linear_page_index(vma, addr));
 }
 
+bool __memfd_protect_end(void)
+{
+	return memfd_hook(END);
+}
+
 bool __memfd_protect_no_batch(void)
 {
 	return memfd_hook(FORK);
 }
+
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+vm_fault_t __memfd_protect_wp_pmd(struct vm_fault *vmf)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	unsigned long addr = vmf->address & HPAGE_PMD_MASK;
+	vm_fault_t ret;
+
+	/* Whoever else wants to be told of writes is to be told. */
+	if (!pte_write(pfn_pte(0, vma->vm_page_prot)) || memfd_pmd_uffd(vmf->orig_pmd))
+		return VM_FAULT_FALLBACK;
+	ret = memfd_protect_fault(vmf);
+	if (ret || memfd_huge_allow(vma, vmf->pmd, addr))
+		return ret;
+	/* The fault of a guest, which will do it in its own name. */
+	if (ptshare_host(vma))
+		return VM_FAULT_NOPAGE;
+	memfd_huge_split(vma, vmf->pmd, addr);
+	return VM_FAULT_FALLBACK;
+}
+#endif

@@ -50,6 +50,17 @@
 #include "memfd_protect.h"
 #include "memfd_split.h"
 
+/*
+ * What is stored behind the end of a file through a huge entry is in the file when that has
+ * grown, and nobody was asked. Who truncates stores the size first, and then unmaps.
+ */
+static bool beyond_end(struct vm_area_struct *vma, pgoff_t index)
+{
+	loff_t size = i_size_read(file_inode(vma->vm_file));
+
+	return index >= DIV_ROUND_UP(size, PAGE_SIZE);
+}
+
 bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vma);
@@ -60,6 +71,8 @@ bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr)
 		return false;
 	/* Pairs with smp_mb() in memfd_walk_protect(). */
 	smp_mb__after_spinlock();
+	if (beyond_end(vma, index + HPAGE_PMD_NR - 1) && memfd_hook(END))
+		return true;
 	rcu_read_lock();
 	mode = memfd_ranges_get_run(&mp->modes, index, &last);
 	rcu_read_unlock();
@@ -108,25 +121,6 @@ bool memfd_huge_allow(struct vm_area_struct *vma, pmd_t *pmd, unsigned long addr
 	}
 	spin_unlock(ptl);
 	return allowed;
-}
-
-vm_fault_t __memfd_protect_wp_pmd(struct vm_fault *vmf)
-{
-	struct vm_area_struct *vma = vmf->vma;
-	unsigned long addr = vmf->address & HPAGE_PMD_MASK;
-	vm_fault_t ret;
-
-	/* Whoever else wants to be told of writes is to be told. */
-	if (!pte_write(pfn_pte(0, vma->vm_page_prot)) || memfd_pmd_uffd(vmf->orig_pmd))
-		return VM_FAULT_FALLBACK;
-	ret = memfd_protect_fault(vmf);
-	if (ret || memfd_huge_allow(vma, vmf->pmd, addr))
-		return ret;
-	/* The fault of a guest, which will do it in its own name. */
-	if (ptshare_host(vma))
-		return VM_FAULT_NOPAGE;
-	memfd_huge_split(vma, vmf->pmd, addr);
-	return VM_FAULT_FALLBACK;
 }
 
 void __memfd_protect_zapped_pmd(struct mmu_gather *tlb)

@@ -14,7 +14,7 @@
  * mark away, one at a time under inode_lock(), looks at the pins once more
  * afterwards, and puts it back if there are any:
  *
- *   pinner				memfd_pin_held()
+ *   pinner				memfd_pin_find()
  *
  *   take pin				no pins: clear mark
  *   full barrier			full barrier
@@ -374,8 +374,8 @@ int memfd_pin_wait(struct memfd_protect *mp, pgoff_t first, pgoff_t last)
  * Nobody takes a pin for writing meanwhile. A pin that is there at the end of the
  * longest wait was there all the time.
  *
- * Context: Sleeps, 20 ms at most for the first rounds, since others wait. After
- * memfd_walk_protect(), inode_lock().
+ * Context: Sleeps, 20 ms at most for the first eight rounds, since others wait, then 40,
+ * 80, and 160. After memfd_walk_protect(), inode_lock().
  * Return: 0 if there are none any more, and there will be none. -EAGAIN if there
  * are. -EBUSY after the longest wait, with &memfd_protect.busy set. -EINTR.
  */

@@ -331,6 +331,8 @@ void memfd_state_trace_caught(struct memfd_protect *mp,
 			      enum memfd_mode mode);
 int memfd_state_log(struct memfd_protect *mp, const struct memfd_writer *writer,
 		    struct memfd_ranges_pool *pool);
+bool memfd_state_log_at_once(struct memfd_protect *mp,
+			     const struct memfd_writer *writer);
 void memfd_state_unlog(struct memfd_protect *mp, struct memfd_span *span);
 void memfd_state_log_shrunk(struct memfd_protect *mp);
 int memfd_state_verdict(struct memfd_protect *mp, struct memfd_writer *writer,

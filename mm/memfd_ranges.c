@@ -844,23 +844,34 @@ void memfd_ranges_fold(struct memfd_ranges *ranges, pgoff_t index)
 	memfd_ranges_set(ranges, index, index, memfd_ranges_get(ranges, index));
 }
 
-/* A few pages of a leaf that does not become uniform by that: most changes are so. */
-static bool set_in_word(struct memfd_ranges *ranges, pgoff_t first,
-			pgoff_t last, unsigned int value)
+/**
+ * memfd_ranges_word() - find where a few pages get a value by one store
+ * @ranges: The map.
+ * @first: First page offset.
+ * @last: Last page offset.
+ * @value: The value, 0 to 3.
+ * @word: Is set: WRITE_ONCE(*word->at, word->to) changes them.
+ *
+ * They are in a word of a leaf, which does not become uniform by that: most changes
+ * are so. No memory is needed, and none becomes superfluous.
+ *
+ * Context: Any. Owner's lock, held until after the store.
+ * Return: False if it is not so: memfd_ranges_change().
+ */
+bool memfd_ranges_word(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
+		       unsigned int value, struct memfd_ranges_word *word)
 {
-	unsigned long *words, word;
+	unsigned long *words;
 
 	if (first / WORD_PAGES != last / WORD_PAGES)
 		return false;
 	words = memfd_ranges_leaf(ranges, first);
 	if (!words)
 		return false;
-	words += first % LEAF_PAGES / WORD_PAGES;
-	word = word_with(*words, first, last, value);
-	if (word == value * WORD_ONES)
-		return false;
-	WRITE_ONCE(*words, word);
-	return true;
+	word->at = words + first % LEAF_PAGES / WORD_PAGES;
+	word->to = word_with(*word->at, first, last, value);
+	word->value = *word->at >> first % WORD_PAGES * VALUE_BITS & VALUE_MASK;
+	return word->to != value * WORD_ONES;
 }
 
 /**
@@ -878,10 +889,13 @@ int memfd_ranges_change(struct memfd_ranges *ranges, pgoff_t first,
 			pgoff_t last, unsigned int value,
 			struct memfd_ranges_pool *pool)
 {
+	struct memfd_ranges_word word;
 	int err;
 
-	if (set_in_word(ranges, first, last, value))
+	if (memfd_ranges_word(ranges, first, last, value, &word)) {
+		WRITE_ONCE(*word.at, word.to);
 		return 0;
+	}
 	err = memfd_ranges_prepare(ranges, first, last, value, pool);
 	if (!err)
 		memfd_ranges_set(ranges, first, last, value);

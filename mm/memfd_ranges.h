@@ -65,6 +65,18 @@ struct memfd_ranges_pool {
 };
 
 /**
+ * struct memfd_ranges_word - where the value of a few pages can be changed in place
+ * @at: The word.
+ * @to: What it becomes.
+ * @value: What the first of them has now.
+ */
+struct memfd_ranges_word {
+	unsigned long *at;
+	unsigned long to;
+	unsigned int value;
+};
+
+/**
  * memfd_ranges_mask() - the bits of pages in a word
  * @first: First page offset.
  * @last: Last page offset, in the same word.
@@ -98,6 +110,8 @@ void memfd_ranges_set(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
 		      unsigned int value);
 unsigned long *memfd_ranges_leaf(struct memfd_ranges *ranges, pgoff_t index);
 void memfd_ranges_fold(struct memfd_ranges *ranges, pgoff_t index);
+bool memfd_ranges_word(struct memfd_ranges *ranges, pgoff_t first, pgoff_t last,
+		       unsigned int value, struct memfd_ranges_word *word);
 int memfd_ranges_change(struct memfd_ranges *ranges, pgoff_t first,
 			pgoff_t last, unsigned int value,
 			struct memfd_ranges_pool *pool);

@@ -105,6 +105,36 @@ static void ranges_highest_pages(struct kunit *test)
 	memfd_ranges_destroy(&ranges);
 }
 
+/* What is changed by one store, and what is not. */
+static void ranges_by_one_store(struct kunit *test)
+{
+	struct memfd_ranges_word word;
+	struct memfd_ranges ranges;
+	size_t bytes;
+
+	memfd_ranges_init(&ranges);
+	KUNIT_EXPECT_FALSE(test, memfd_ranges_word(&ranges, 5, 5, 1, &word));
+	must_set(test, &ranges, 32, 63, 2);
+	must_set(test, &ranges, 64, 94, 1);
+	bytes = ranges.bytes;
+	KUNIT_ASSERT_TRUE(test, memfd_ranges_word(&ranges, 40, 41, 1, &word));
+	KUNIT_EXPECT_EQ(test, 2U, word.value);
+	KUNIT_EXPECT_EQ(test, 2U, memfd_ranges_get(&ranges, 40));
+	WRITE_ONCE(*word.at, word.to);
+	expect_run(test, &ranges, BIT(2), 0, 32, 39);
+	expect_run(test, &ranges, BIT(1), 0, 40, 41);
+	expect_run(test, &ranges, BIT(2), 40, 42, 63);
+	/* Two words; no leaf; and what may make the leaf superfluous. */
+	KUNIT_EXPECT_FALSE(test, memfd_ranges_word(&ranges, 63, 64, 3, &word));
+	KUNIT_EXPECT_FALSE(test, memfd_ranges_word(&ranges, 512, 512, 3, &word));
+	KUNIT_EXPECT_FALSE(test, memfd_ranges_word(&ranges, MEMFD_RANGES_LAST,
+						   MEMFD_RANGES_LAST, 3, &word));
+	KUNIT_EXPECT_FALSE(test, memfd_ranges_word(&ranges, 95, 95, 1, &word));
+	KUNIT_EXPECT_TRUE(test, memfd_ranges_word(&ranges, 95, 95, 2, &word));
+	KUNIT_EXPECT_EQ(test, bytes, ranges.bytes);
+	memfd_ranges_destroy(&ranges);
+}
+
 /* Every other page of 200,000: two bits a page, and a little for the nodes. */
 static void ranges_fragmentation_bound(struct kunit *test)
 {
@@ -374,6 +404,7 @@ static struct kunit_case memfd_ranges_cases[] = {
 	KUNIT_CASE(ranges_splits_and_merges),
 	KUNIT_CASE(ranges_whole_file),
 	KUNIT_CASE(ranges_highest_pages),
+	KUNIT_CASE(ranges_by_one_store),
 	KUNIT_CASE(ranges_fragmentation_bound),
 	KUNIT_CASE(ranges_against_model),
 	KUNIT_CASE(ranges_undo_against_model),

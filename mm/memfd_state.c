@@ -22,7 +22,8 @@
  *         memfd_waiters.lock		pending events
  *
  * The maps are read under RCU as well. Nobody waits for memory under
- * memfd_protect.lock (memfd_state_change()).
+ * memfd_protect.lock (memfd_state_change()). Who holds a page table lock may try to
+ * get it, and does nothing with it that sleeps (memfd_state_log_at_once()).
  *
  * The flight. memfd_protect() stores its modes before it knows whether it will
  * succeed: the walk has to come after them, and pins that stay are found after
@@ -489,6 +490,39 @@ int memfd_state_log(struct memfd_protect *mp, const struct memfd_writer *writer,
 		memfd_waiters_tell_dirty(&mp->waiters, writer);
 	}
 	return err;
+}
+
+/**
+ * memfd_state_log_at_once() - memfd_state_log() of a page, in the usual case
+ * @mp: Protection of the file.
+ * @writer: Who is about to write it, a page of which the mode was ASYNC.
+ *
+ * The lock is free, nothing of it is in flight, both maps have a word for the page, and
+ * the handler has been told that something is in the log.
+ *
+ * Context: Process context; page table locks may be held.
+ * Return: False if it is not so, or the mode is another one: memfd_state_log().
+ */
+bool memfd_state_log_at_once(struct memfd_protect *mp,
+			     const struct memfd_writer *writer)
+{
+	pgoff_t index = writer->first;
+	struct memfd_ranges_word log, mode;
+	bool done;
+
+	if (!mutex_trylock(&mp->lock))
+		return false;
+	done = !flight_over(mp, index, index) && READ_ONCE(mp->waiters.told) &&
+	       memfd_ranges_word(&mp->modes, index, index, MEMFD_MODE_NONE, &mode) &&
+	       mode.value == MEMFD_MODE_ASYNC &&
+	       memfd_ranges_word(&mp->log, index, index, 1, &log);
+	if (done) {
+		WRITE_ONCE(*log.at, log.to);
+		WRITE_ONCE(*mode.at, mode.to);
+		memfd_state_trace_caught(mp, writer, MEMFD_MODE_ASYNC);
+	}
+	mutex_unlock(&mp->lock);
+	return done;
 }
 
 static int unlog(struct memfd_protect *mp, void *arg,

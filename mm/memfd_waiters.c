@@ -684,7 +684,7 @@ void memfd_waiters_tell_dirty(struct memfd_waiters *waiters,
 		waiters->events++;
 		enqueue(waiters, event);
 	}
-	waiters->told = true;
+	WRITE_ONCE(waiters->told, true);
 	spin_unlock(&waiters->lock);
 }
 
@@ -712,7 +712,7 @@ void memfd_waiters_drop_dirty(struct memfd_waiters *waiters)
 	spin_lock(&waiters->lock);
 	dequeue(waiters, &waiters->dirty);
 	put_dirty(waiters);
-	waiters->told = false;
+	WRITE_ONCE(waiters->told, false);
 	spin_unlock(&waiters->lock);
 }
 

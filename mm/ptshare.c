@@ -5,7 +5,7 @@
  * The unit is the block, what one page table maps. A VMA that maps such a file shares
  * the blocks that it maps as a whole: their PMD entries point to (link to) page
  * tables of the host, an address space in which nobody runs and which belongs to
- * the file. It is a guest then. The host has two VMAs, for readers and for writers.
+ * the file. It is a guest then. The host has a VMA for each class of them.
  * They are in the file's reverse mapping and stand for all guests: whoever changes
  * page-table entries of the file finds each once.
  *

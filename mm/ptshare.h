@@ -183,8 +183,8 @@ bool ptshare_is_linked(const struct ptshare_place *place, pmd_t *host_pmd);
 void ptshare_link(const struct ptshare_place *place, struct vm_area_struct *vma,
 		  unsigned long address, struct vm_area_struct *host_vma,
 		  pmd_t *host_pmd);
-void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
-			    unsigned long end, enum ptshare_reason reason);
+void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
+			   unsigned long end, enum ptshare_reason reason);
 
 /* mm/ptshare_account.c */
 unsigned int ptshare_group_pages(pmd_t *pmd, unsigned long addr,
@@ -204,7 +204,6 @@ void ptshare_count_unshare(const struct vm_area_struct *vma,
 /* mm/ptshare_host.c */
 void ptshare_enable(void);
 void ptshare_share_file(struct inode *inode);
-bool ptshare_wanted(const struct file *file);
 struct ptshare *ptshare_of_inode(struct inode *inode);
 struct ptshare *ptshare_of(const struct vm_area_struct *vma);
 struct ptshare *ptshare_make(struct inode *inode);
@@ -226,8 +225,6 @@ pud_t *ptshare_next_pud(struct mm_struct *mm, unsigned long *addr,
 			unsigned long end);
 pud_t *ptshare_alloc_pud(struct mm_struct *mm, unsigned long addr);
 pmd_t *ptshare_host_pmd(struct ptshare *ps, unsigned long addr);
-bool ptshare_host_table(struct vm_area_struct *host_vma, pmd_t *pmd,
-			unsigned long addr);
 void ptshare_uncount_table(struct ptshare *ps, pmd_t *pmd);
 
 /* mm/ptshare_huge.c */
@@ -266,13 +263,10 @@ void ptshare_cut(struct vm_area_struct *vma, unsigned long start,
 		 unsigned long end);
 
 /* mm/ptshare_mount.c */
-bool ptshare_kernel_shares(void);
+bool ptshare_wanted(const struct file *file);
 
 /* mm/ptshare_notify.c */
 int ptshare_forward(const struct vm_area_struct *vma);
-void ptshare_end_forward(struct ptshare *ps);
-void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
-			   unsigned long end, enum ptshare_reason reason);
 
 /* mm/ptshare_protect.c */
 void ptshare_push_down(struct vm_area_struct *host_vma, pmd_t *pmd,

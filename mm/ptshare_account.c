@@ -22,6 +22,7 @@
 
 #include <linux/mm.h>
 #include <linux/pgtable.h>
+#include <linux/seq_file.h>
 
 #include "ptshare.h"
 #include "ptshare_debug.h"
@@ -283,4 +284,23 @@ pmd_t __ptshare_shown_pmd(pmd_t pmd)
 	if (!pmd_present(pmd))
 		return pmd_swp_mksoft_dirty(pmd);
 	return pmd_mksoft_dirty(pmd_mkclean(pmd_mkold(pmd)));
+}
+
+/**
+ * ptshare_show_fdinfo() - figures of a file for /proc/PID/fdinfo
+ * @m: Where to write.
+ * @file: A shmem file.
+ *
+ * Context: May sleep.
+ */
+void ptshare_show_fdinfo(struct seq_file *m, struct file *file)
+{
+	struct ptshare *ps = ptshare_of_inode(file_inode(file));
+
+	if (!ptshare_wanted(file))
+		return;
+	seq_printf(m, "ptshare_guests:\t%lu\nptshare_tables:\t%ld\nptshare_links:\t%ld\n",
+		   ps ? READ_ONCE(ps->nr_guests) : 0,
+		   ps ? atomic_long_read(&ps->nr_tables) : 0,
+		   ps ? max(atomic_long_read(&ps->nr_links), 0L) : 0);
 }

@@ -7,6 +7,8 @@
  *   /sys/kernel/debug/ptshare/mmu_notifier	open: this process has an MMU
  *						notifier until the file is closed;
  *						read: how often it was told
+ *						and asked; write: what it
+ *						answers
  *
  * No locking: a switch is a word that takes effect when it is read next.
  */
@@ -15,6 +17,8 @@
 #include <linux/delay.h>
 #include <linux/fs.h>
 #include <linux/init.h>
+#include <linux/kstrtox.h>
+#include <linux/memfd_compat.h>
 #include <linux/mmu_notifier.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -51,6 +55,8 @@ static const char * const rule_names[PTSHARE_RULE_NR] = {
 	[PTSHARE_RULE_PUSH_DOWN] = "push_down",
 	[PTSHARE_RULE_GUP] = "gup",
 	[PTSHARE_RULE_GUP_FAST] = "gup_fast",
+	[PTSHARE_RULE_LINK] = "link",
+	[PTSHARE_RULE_POSSIBLE] = "possible",
 };
 
 static const char * const delay_names[PTSHARE_DELAY_NR] = {
@@ -78,10 +84,16 @@ void ptshare_debug_sleep(enum ptshare_debug_delay where)
  * struct ptshare_notifier - an MMU notifier that counts
  * @mn: The notifier.
  * @invalidations: How often it was told of a change.
+ * @looks: How often it was asked whether something was used.
+ * @young: What it says.
+ *
+ * The file has the two numbers in one line. What is written to it is @young: 0 or 1.
  */
 struct ptshare_notifier {
 	struct mmu_notifier mn;
 	atomic_long_t invalidations;
+	atomic_long_t looks;
+	bool young;
 };
 
 static int notifier_start(struct mmu_notifier *mn,
@@ -92,8 +104,32 @@ static int notifier_start(struct mmu_notifier *mn,
 	return 0;
 }
 
+static memfd_young_t notifier_young(struct mmu_notifier *mn)
+{
+	struct ptshare_notifier *pn = container_of(mn, struct ptshare_notifier, mn);
+
+	atomic_long_inc(&pn->looks);
+	return READ_ONCE(pn->young);
+}
+
+static memfd_young_t notifier_clear_young(struct mmu_notifier *mn,
+					  struct mm_struct *mm,
+					  unsigned long start, unsigned long end)
+{
+	return notifier_young(mn);
+}
+
+static memfd_young_t notifier_test_young(struct mmu_notifier *mn,
+					 struct mm_struct *mm, unsigned long addr)
+{
+	return notifier_young(mn);
+}
+
 static const struct mmu_notifier_ops notifier_ops = {
 	.invalidate_range_start = notifier_start,
+	.clear_flush_young = notifier_clear_young,
+	.clear_young = notifier_clear_young,
+	.test_young = notifier_test_young,
 };
 
 static int notifier_open(struct inode *inode, struct file *file)
@@ -117,13 +153,27 @@ static ssize_t notifier_read(struct file *file, char __user *buf, size_t size,
 			     loff_t *pos)
 {
 	struct ptshare_notifier *pn = file->private_data;
-	char line[24];
-	int len = scnprintf(line, sizeof(line), "%ld\n",
-			    atomic_long_read(&pn->invalidations));
+	char line[48];
+	int len = scnprintf(line, sizeof(line), "%ld %ld\n",
+			    atomic_long_read(&pn->invalidations),
+			    atomic_long_read(&pn->looks));
 
 	if (size < len)
 		return -EINVAL;
 	return copy_to_user(buf, line, len) ? -EFAULT : len;
+}
+
+static ssize_t notifier_write(struct file *file, const char __user *buf,
+			      size_t size, loff_t *pos)
+{
+	struct ptshare_notifier *pn = file->private_data;
+	bool young;
+	int err = kstrtobool_from_user(buf, size, &young);
+
+	if (err)
+		return err;
+	WRITE_ONCE(pn->young, young);
+	return size;
 }
 
 static int notifier_release(struct inode *inode, struct file *file)
@@ -138,6 +188,7 @@ static int notifier_release(struct inode *inode, struct file *file)
 static const struct file_operations notifier_fops = {
 	.open = notifier_open,
 	.read = notifier_read,
+	.write = notifier_write,
 	.release = notifier_release,
 };
 

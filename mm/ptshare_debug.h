@@ -40,6 +40,8 @@
  * @PTSHARE_RULE_PUSH_DOWN: ... to all entries of protected pages.
  * @PTSHARE_RULE_GUP: GUP looks whether a table is protected as a whole.
  * @PTSHARE_RULE_GUP_FAST: ... without locks as well.
+ * @PTSHARE_RULE_LINK: ... and so do faults that need no more than a link.
+ * @PTSHARE_RULE_POSSIBLE: Nothing of this machine stands in the way.
  * @PTSHARE_RULE_NR: Their number.
  */
 enum ptshare_debug_rule {
@@ -69,6 +71,8 @@ enum ptshare_debug_rule {
 	PTSHARE_RULE_PUSH_DOWN,
 	PTSHARE_RULE_GUP,
 	PTSHARE_RULE_GUP_FAST,
+	PTSHARE_RULE_LINK,
+	PTSHARE_RULE_POSSIBLE,
 	PTSHARE_RULE_NR,
 };
 

@@ -47,9 +47,9 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/init_task.h>
+#include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
-#include <linux/seq_file.h>
 #include <linux/shmem_fs.h>
 #include <linux/task_work.h>
 #include <linux/user_namespace.h>
@@ -210,30 +210,6 @@ pmd_t *ptshare_host_pmd(struct ptshare *ps, unsigned long addr)
 	if (new)
 		pmd_free(mm, new);
 	return pmd_offset(pud, addr);
-}
-
-/**
- * ptshare_host_table() - have a page table of the host
- * @host_vma: The VMA of the host.
- * @pmd: Its PMD entry.
- * @addr: The address in the host.
- *
- * Context: May sleep. The lock of a guest that maps what @addr does.
- * Return: False if there is no memory.
- */
-bool ptshare_host_table(struct vm_area_struct *host_vma, pmd_t *pmd,
-			unsigned long addr)
-{
-	for (;;) {
-		pmd_t entry = pmdp_get_lockless(pmd);
-
-		if (ptshare_has_table(entry))
-			return true;
-		if (!pmd_none(entry))
-			ptshare_huge_split(host_vma, pmd, addr);
-		else if (pte_alloc(host_vma->vm_mm, pmd))
-			return false;
-	}
 }
 
 /* The lock of the PMD table is held. */
@@ -874,23 +850,6 @@ void ptshare_guest_came(struct ptshare *ps, struct vm_area_struct *guest)
 #define UNMAPPED	((struct ptshare *)ERR_PTR(-ENOENT))
 
 /**
- * ptshare_wanted() - whether processes that map a file share its page tables
- * @file: Any file, or NULL for shared memory that is about to be made.
- *
- * Return: True if so.
- */
-bool ptshare_wanted(const struct file *file)
-{
-	struct inode *inode;
-
-	if (!file)
-		return ptshare_kernel_shares();
-	inode = file_inode(file);
-	return shmem_mapping(&inode->i_data) &&
-	       READ_ONCE(SHMEM_I(inode)->ptshare);
-}
-
-/**
  * ptshare_of_inode() - shared page tables of a file
  * @inode: Any inode.
  *
@@ -984,30 +943,12 @@ void ptshare_evict(struct inode *inode)
 	if (atomic_long_read(&ps->nr_tables))
 		uncount_tables(ps);
 	if (ps->mm) {
-		ptshare_end_forward(ps);
+		if (ps->notifier.ops)
+			mmu_notifier_unregister(&ps->notifier, ps->mm);
 		host_end(ps, ps->mm);
 	}
 	SHMEM_I(inode)->ptshare = NULL;
 	kfree(ps);
-}
-
-/**
- * ptshare_show_fdinfo() - figures of a file for /proc/PID/fdinfo
- * @m: Where to write.
- * @file: A shmem file.
- *
- * Context: May sleep.
- */
-void ptshare_show_fdinfo(struct seq_file *m, struct file *file)
-{
-	struct ptshare *ps = ptshare_of_inode(file_inode(file));
-
-	if (!ptshare_wanted(file))
-		return;
-	seq_printf(m, "ptshare_guests:\t%lu\nptshare_tables:\t%ld\nptshare_links:\t%ld\n",
-		   ps ? READ_ONCE(ps->nr_guests) : 0,
-		   ps ? atomic_long_read(&ps->nr_tables) : 0,
-		   ps ? max(atomic_long_read(&ps->nr_links), 0L) : 0);
 }
 
 /*

@@ -26,6 +26,7 @@
  */
 
 #include <linux/mm.h>
+#include <linux/mmu_notifier.h>
 #include <linux/rcupdate.h>
 #include <asm/pgalloc.h>
 #include <trace/events/ptshare.h>
@@ -370,6 +371,13 @@ static void unlink_tables(struct vm_area_struct *vma, unsigned long addr,
 	}
 }
 
+/*
+ * No CPU uses the tables through this guest when it returns. It is one flush,
+ * for all tables, and it says that tables are freed: paging-structure caches go
+ * too, and CPUs that run the address space lazily are interrupted as well. The
+ * flush comes now and not with others at the end of an unmap, because the VMA
+ * leaves the tree of guests before that (L).
+ */
 static void unlink(struct vm_area_struct *vma, unsigned long start,
 		   unsigned long end, bool gibs, enum ptshare_reason reason)
 {
@@ -400,25 +408,30 @@ static void unlink(struct vm_area_struct *vma, unsigned long start,
 }
 
 /**
- * ptshare_unlink_because() - clear the links of a guest in a range
+ * ptshare_unlink_notify() - clear links, and tell the MMU notifiers of the guest
  * @vma: The guest.
  * @start: First address. All links that reach into the range are cleared.
  * @end: End of the range. What it maps by tables of its own stays.
  * @reason: Why, for who traces it.
  *
- * No CPU uses the tables through this guest when it returns. It is one flush,
- * for all tables, and it says that tables are freed: paging-structure caches go
- * too, and CPUs that run the address space lazily are interrupted as well. The
- * flush comes now and not with others at the end of an unmap, because the VMA
- * leaves the tree of guests before that (L).
- *
  * Context: May sleep. mmap lock of @vma for writing, or nobody else knows of it any
- * more, or its process has ended. MMU notifiers are told by the caller.
+ * more, or its process has ended.
  */
-void ptshare_unlink_because(struct vm_area_struct *vma, unsigned long start,
-			    unsigned long end, enum ptshare_reason reason)
+void ptshare_unlink_notify(struct vm_area_struct *vma, unsigned long start,
+			   unsigned long end, enum ptshare_reason reason)
 {
+	struct ptshare_vma *pv = ptshare_vma(vma);
+	struct mmu_notifier_range range;
+
+	start = max(ALIGN_DOWN(start, PMD_SIZE), pv->start);
+	end = min(ALIGN(end, PMD_SIZE), pv->end);
+	if (start >= end)
+		return;
+	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, vma->vm_mm, start,
+				end);
+	mmu_notifier_invalidate_range_start(&range);
 	unlink(vma, start, end, true, reason);
+	mmu_notifier_invalidate_range_end(&range);
 }
 
 /*

@@ -17,14 +17,28 @@
 #include <linux/shmem_fs.h>
 #include <linux/string.h>
 #include <linux/sysfs.h>
+#include <asm/cpufeature.h>
 
 #include "ptshare.h"
+#include "ptshare_debug.h"
 
 const struct constant_table ptshare_param_enums[] = {
 	{ "never",	PTSHARE_MOUNT_NEVER },
 	{ "always",	PTSHARE_MOUNT_ALWAYS },
 	{ }
 };
+
+/**
+ * ptshare_possible() - whether page tables can be shared on this machine
+ *
+ * Xen PV has its own idea of who uses a page table.
+ *
+ * Return: True if so.
+ */
+bool ptshare_possible(void)
+{
+	return !cpu_feature_enabled(X86_FEATURE_XENPV) && ptshare_rule(POSSIBLE);
+}
 
 /**
  * ptshare_param_valid() - whether a tmpfs can be mounted with an option
@@ -62,16 +76,29 @@ static bool mount_shares(const struct super_block *sb)
 	return READ_ONCE(sbinfo->ptshare) == PTSHARE_MOUNT_ALWAYS;
 }
 
-/**
- * ptshare_kernel_shares() - whether files on the kernel's own mount share
- *
- * Return: True if those do that are made now.
- */
-bool ptshare_kernel_shares(void)
+/* Whether files on the kernel's own mount share that are made now. */
+static bool kernel_shares(void)
 {
 	struct vfsmount *mnt = ptshare_kernel_mount();
 
 	return !IS_ERR(mnt) && mount_shares(mnt->mnt_sb);
+}
+
+/**
+ * ptshare_wanted() - whether processes that map a file share its page tables
+ * @file: Any file, or NULL for shared memory that is about to be made.
+ *
+ * Return: True if so.
+ */
+bool ptshare_wanted(const struct file *file)
+{
+	struct inode *inode;
+
+	if (!file)
+		return kernel_shares();
+	inode = file_inode(file);
+	return shmem_mapping(&inode->i_data) &&
+	       READ_ONCE(SHMEM_I(inode)->ptshare);
 }
 
 void __ptshare_new_file(struct inode *inode)
@@ -102,7 +129,7 @@ void ptshare_new_memfd(struct file *file, unsigned int flags)
 {
 	if (flags & MFD_SHARE_PGTABLES)
 		ptshare_enable();
-	else if ((flags & MFD_HUGETLB) || !ptshare_kernel_shares())
+	else if ((flags & MFD_HUGETLB) || !kernel_shares())
 		return;
 	ptshare_share_file(file_inode(file));
 }
@@ -111,7 +138,7 @@ void ptshare_new_memfd(struct file *file, unsigned int flags)
 static ssize_t kernel_mount_show(struct kobject *kobj,
 				 struct kobj_attribute *attr, char *buf)
 {
-	return sysfs_emit(buf, "%s\n", ptshare_kernel_shares() ?
+	return sysfs_emit(buf, "%s\n", kernel_shares() ?
 			  "[always] never" : "always [never]");
 }
 

@@ -11,7 +11,8 @@
  * own VMA, address and lock: for memfd_protect(), for a hole punch. Neither the host's VMA nor
  * its mmap lock is locked, hence nothing may be dropped there to wait: the host's
  * part of the fault knows no retry. If the answer of memfd_protect() has changed
- * by then, the host's part does nothing, and the fault happens again.
+ * by then, the host's part does nothing, and the fault happens again. A store that is
+ * only logged is logged there, if that needs no waiting.
  *
  * The invariants by their letters are those of mm/ptshare.c and mm/ptshare_host.c.
  */
@@ -45,7 +46,7 @@ static bool host_allows(pmd_t *pmd, unsigned long addr, unsigned int flags)
 	pte_t *pte, entry;
 
 	/* Both levels have a say, and this one comes first (U). */
-	if (write && ptshare_denies_lockless(pmd))
+	if (write && ptshare_rule(LINK) && ptshare_denies_lockless(pmd))
 		return false;
 	if (pmd_trans_huge(pmdp_get_lockless(pmd)))
 		return true;
@@ -119,6 +120,17 @@ static vm_fault_t guest_ask(struct vm_area_struct *vma, unsigned long address,
 	return memfd_protect_fault(&vmf);
 }
 
+/*
+ * Whether the host's part of a fault, which finds the page, is likely to log the store. If it
+ * does not, the guest asks afterwards.
+ */
+static bool host_logs(struct vm_area_struct *vma, unsigned long address,
+		      unsigned int flags, pmd_t *host_pmd, unsigned long host_addr)
+{
+	return (flags & FAULT_FLAG_WRITE) && memfd_protect_logs(vma, address) &&
+	       host_allows(host_pmd, host_addr, 0);
+}
+
 /* The host's part of a fault. */
 static vm_fault_t host_fault(struct vm_area_struct *host_vma,
 			     unsigned long host_addr, unsigned int flags,
@@ -128,6 +140,22 @@ static vm_fault_t host_fault(struct vm_area_struct *host_vma,
 
 	VM_WARN_ON_ONCE(ret & (VM_FAULT_RETRY | VM_FAULT_COMPLETED));
 	return ret;
+}
+
+/* False if there is no memory. */
+static bool have_table(struct vm_area_struct *host_vma, pmd_t *pmd,
+		       unsigned long addr)
+{
+	for (;;) {
+		pmd_t entry = pmdp_get_lockless(pmd);
+
+		if (ptshare_has_table(entry))
+			return true;
+		if (!pmd_none(entry))
+			ptshare_huge_split(host_vma, pmd, addr);
+		else if (pte_alloc(host_vma->vm_mm, pmd))
+			return false;
+	}
 }
 
 /*
@@ -141,9 +169,9 @@ static bool host_entry(const struct ptshare_place *place,
 	pmd_t entry = pmdp_get_lockless(pmd);
 
 	if (place->pmd)
-		return ptshare_host_table(host_vma, pmd, addr);
+		return have_table(host_vma, pmd, addr);
 	if (pmd_none(entry) && !ptshare_huge_wanted(host_vma, pmd, addr))
-		return ptshare_host_table(host_vma, pmd, addr);
+		return have_table(host_vma, pmd, addr);
 	return true;
 }
 
@@ -156,7 +184,7 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	unsigned long host_addr;
 	unsigned int before;
 	vm_fault_t ret = 0;
-	bool linked, allowed;
+	bool linked, allowed, asks;
 	pmd_t *host_pmd;
 
 	if (ptshare_make_host(ps, vma))
@@ -183,8 +211,10 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 				    before, linked);
 		allowed = host_allows(host_pmd, host_addr, flags);
 	}
-	if (!allowed) {
-		ret = guest_ask(vma, address, flags);
+	asks = allowed || !host_logs(vma, address, flags, host_pmd, host_addr);
+	while (!allowed) {
+		if (asks)
+			ret = guest_ask(vma, address, flags);
 		if (ret)
 			return ret;
 		ptshare_delay(ASK);
@@ -199,6 +229,9 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, flags,
 				    before, linked);
 		ptshare_delay(LINK);
+		/* What has become of it by now is for the next fault, but to ask. */
+		allowed = asks || host_allows(host_pmd, host_addr, flags);
+		asks = true;
 	}
 	if (!linked)
 		ptshare_link(&place, vma, address, host_vma, host_pmd);

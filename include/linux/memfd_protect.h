@@ -51,6 +51,7 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 	       ptshare_vm_ops(vma) == &memfd_protect_vm_ops;
 }
 
+bool __memfd_protect_end(void);
 bool __memfd_protect_no_batch(void);
 bool __memfd_protect_no_userfault(void);
 bool __memfd_protect_no_fill(void);
@@ -85,7 +86,7 @@ static inline void __memfd_protect_collapse_end(struct mm_struct *mm) { }
  * @vma: The VMA.
  * @addr: The first address that the entry would map.
  *
- * Pages are protected one by one.
+ * Pages are protected one by one, and nothing is stored behind the end of the file.
  *
  * Context: The lock of the PMD table; without it, what is true may be false by now.
  * Return: True if so.
@@ -185,6 +186,21 @@ void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
 			   pte_t *pte);
 
 /**
+ * memfd_protect_end() - whether nothing is mapped behind the end of a file
+ * @vma: A VMA that maps it.
+ *
+ * Where the last page is one of a large folio, shmem lets processes map all of that, and what
+ * they store there is in the file when it has grown.
+ *
+ * Context: Any in which @vma may be looked at.
+ * Return: True if @vma maps a memfd with MFD_ALLOW_PROTECT.
+ */
+static inline bool memfd_protect_end(const struct vm_area_struct *vma)
+{
+	return vma_memfd_protect(vma) && __memfd_protect_end();
+}
+
+/**
  * memfd_protect_no_batch() - whether entries of a VMA must be copied one by one
  * @vma: The VMA.
  *
@@ -238,6 +254,7 @@ unsigned int memfd_protect_seals(struct file *file);
 void memfd_protect_sealed(struct file *file);
 
 vm_fault_t __memfd_protect_fault(struct vm_fault *vmf);
+bool __memfd_protect_logs(struct vm_area_struct *vma, unsigned long addr);
 bool __memfd_protect_may_wait(struct mm_struct *mm, unsigned long addr);
 bool __memfd_protect_at(unsigned long addr);
 vm_fault_t __memfd_protect_wp_fault(struct vm_fault *vmf);
@@ -274,6 +291,20 @@ void __memfd_protect_pinned(struct folio *folio);
 static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
 {
 	return vma_memfd_protect(vmf->vma) ? __memfd_protect_fault(vmf) : 0;
+}
+
+/**
+ * memfd_protect_logs() - whether a store is logged at once, as it seems
+ * @vma: A shared mapping.
+ * @addr: Where the store is.
+ *
+ * Context: The mmap or VMA lock.
+ * Return: True if so. It may be otherwise by now.
+ */
+static inline bool memfd_protect_logs(struct vm_area_struct *vma,
+				      unsigned long addr)
+{
+	return vma_memfd_protect(vma) && __memfd_protect_logs(vma, addr);
 }
 
 /**
@@ -619,6 +650,11 @@ static inline void memfd_protect_zapped_pmd(struct mmu_gather *tlb,
 static inline void memfd_protect_collapse_begin(struct vm_area_struct *vma) { }
 static inline void memfd_protect_collapse_end(struct vm_area_struct *vma) { }
 
+static inline bool memfd_protect_end(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
 static inline bool memfd_protect_no_batch(const struct vm_area_struct *vma)
 {
 	return false;
@@ -673,6 +709,12 @@ static inline void memfd_protect_sealed(struct file *file) { }
 static inline vm_fault_t memfd_protect_fault(struct vm_fault *vmf)
 {
 	return 0;
+}
+
+static inline bool memfd_protect_logs(struct vm_area_struct *vma,
+				      unsigned long addr)
+{
+	return false;
 }
 
 static inline bool memfd_protect_may_wait(struct mm_struct *mm,

@@ -14,9 +14,6 @@
 #include <linux/ptshare_types.h>
 #include <linux/rbtree.h>
 #include <linux/vmstat.h>
-#ifdef CONFIG_PTSHARE
-#include <asm/cpufeature.h>
-#endif
 
 struct mmu_gather;
 struct seq_file;
@@ -32,18 +29,6 @@ typedef vm_fault_t (ptshare_fault_fn)(struct vm_area_struct *vma,
 				      unsigned int flags);
 
 #ifdef CONFIG_PTSHARE
-
-/**
- * ptshare_possible() - whether page tables can be shared on this machine
- *
- * Xen PV has its own idea of who uses a page table.
- *
- * Return: True if so.
- */
-static inline bool ptshare_possible(void)
-{
-	return !cpu_feature_enabled(X86_FEATURE_XENPV);
-}
 
 /**
  * enum ptshare_mount - the option ptshare= of a tmpfs
@@ -274,6 +259,7 @@ unsigned long __ptshare_protect_tables(struct vm_area_struct *vma, pmd_t *pmd,
 bool __ptshare_denies(bool fast);
 
 /* mm/ptshare_mount.c */
+bool ptshare_possible(void);
 bool ptshare_param_valid(unsigned int value);
 void ptshare_show_mount(struct seq_file *m, unsigned int value);
 void __ptshare_new_file(struct inode *inode);

@@ -55,7 +55,7 @@
 #define MEMFD_EVENT_WRITE	2	/* write(2) and its kin */
 #define MEMFD_EVENT_PUNCH	3	/* a hole is punched */
 #define MEMFD_EVENT_TRUNCATE	4	/* the file shrinks */
-#define MEMFD_EVENT_DIRTY	5	/* the ASYNC log is no longer empty */
+#define MEMFD_EVENT_DIRTY	5	/* logged since a scan, ASYNC */
 
 /* memfd_event.flags */
 #define MEMFD_EVENT_F_WAITING	1	/* a writer sleeps until this is resolved */
@@ -73,7 +73,8 @@
  * @pid: The writer's process in the reader's PID namespace, 0 if it is not
  *       visible there.
  * @tid: The writer's thread, likewise.
- * @time_ns: CLOCK_MONOTONIC in nanoseconds when the writer was caught.
+ * @time_ns: CLOCK_MONOTONIC in nanoseconds when the writer was caught, in the reader's
+ *	     time namespace.
  */
 struct memfd_event {
 	__u32 len;

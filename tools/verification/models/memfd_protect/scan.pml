@@ -20,7 +20,8 @@
  *   Told	the handler does not wait while something was stored or written of which
  *		he was not told
  *
- * Left out: TLBs and the order of page table and mode (walk.pml); how a pin is found
+ * Left out: memfd_state_log_at_once(), which does what thread does, in one piece, with the
+ * lock of the page table held; TLBs and the order of page table and mode (walk.pml); how a pin is found
  * (pin.pml); pages that are in the log as well, but for one thing: the log may not be
  * empty when this page is taken.  What DMA wrote is in every scan as long as the pin is
  * there, and is not told of, so it does not count for Told.

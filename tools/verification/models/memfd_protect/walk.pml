@@ -6,7 +6,7 @@
  * One page of a file, mapped by one process.  Processes stand for
  *
  *   protect	memfd_protect() and its walk: flight_store(), memfd_walk_protect(),
- *		walk_table(), walk_no_table(), flush(); it is lifted, and begins anew
+ *		walk_table(), flush(); it is lifted, and begins anew
  *   fault	a write fault that installs the page table, or finds one:
  *		__memfd_protect_fault(), __memfd_protect_set_ptes(), wp_relock()
  *   others	who take write access away and flush later: mprotect() and zapping
@@ -26,7 +26,7 @@
  *
  * Variants:
  *   NO_BARRIER_WALK	W	smp_mb() of memfd_walk_protect()
- *   NO_BARRIER_FAULT	W	smp_mb__after_spinlock() of page_protected()
+ *   NO_BARRIER_FAULT	W	smp_mb__after_spinlock() of page_mode()
  *   NO_MODE_FIRST	W	the mode is stored before the walk
  *   NO_LOOK_UNDER_LOCK	W	a fault looks again under the page table lock
  *   NO_LOOK_PTE	W	so does mprotect()

@@ -8,7 +8,7 @@
  *
  *   thread	a thread of it: its processor, which may fill caches at any time; faults,
  *		by guest_fault(), host_fault(), ptshare_link(); GUP-fast
- *   unmap	another thread of it: MADV_DONTNEED, munmap() with ptshare_unlink_because()
+ *   unmap	another thread of it: MADV_DONTNEED, munmap() with ptshare_unlink_notify()
  *		and __ptshare_remove(), the end of the process, which is in the tree still
  *		when it has cleared its links; and mmap() of another one
  *   reclaim	who changes an entry by the reverse mapping and frees the page, with
@@ -93,7 +93,7 @@ inline fault()
 #endif
 	if
 	:: in_tree && runs ->
-		/* ptshare_host_table() */
+		/* have_table() */
 		d_step {
 			entry = entry && table;
 			table = true
