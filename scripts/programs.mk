@@ -31,13 +31,17 @@ KVM := demand_paging_test dirty_log_perf_test kvm_page_table_test access_trackin
 FUZZ := memfd_fuzz mapping_fuzz
 SAMPLES := $(if $(wildcard $(TOP)/samples/memfd_protect/Makefile),samples)
 
-all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so $(BENCH) $(FUZZ) memfd_test $(MM) $(KVM:%=kvm/%)) $(SAMPLES)
+all: $(addprefix $(BIN)/,$(OURS) $(SHARE) $(GUP) ptshare_preload.so ptshare_mount_static $(BENCH) $(FUZZ) memfd_test $(MM) $(KVM:%=kvm/%)) $(SAMPLES)
 
 $(OURS:%=$(BIN)/%): $(BIN)/%: $(SELF)/memfd/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
 
 $(SHARE:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $< $(LDLIBS)
+
+# A program that no library of the C library's can get in front of
+$(BIN)/ptshare_mount_static: $(SELF)/mm/ptshare_mount_test.c $(HDR)/.installed | $(BIN)
+	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -static -o $@ $<
 
 $(GUP:%=$(BIN)/%): $(BIN)/%: $(SELF)/mm/%.c $(SELF)/mm/vm_util.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDLIBS)
@@ -47,6 +51,9 @@ $(BIN)/ptshare_preload.so: $(SELF)/mm/ptshare_preload.c | $(BIN)
 
 $(BENCH:%=$(BIN)/%): $(BIN)/%: $(TOP)/bench/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) -Wextra $(CFLAGS) -o $@ $< $(LDLIBS)
+
+# It runs the demonstration.
+$(BIN)/gate: | $(SAMPLES)
 
 $(FUZZ:%=$(BIN)/%): $(BIN)/%: $(TOP)/tools/testing/fuzz/%.c $(HDR)/.installed | $(BIN)
 	$(CC) $(CPPFLAGS) $(WARN) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDLIBS)

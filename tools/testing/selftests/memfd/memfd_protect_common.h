@@ -34,6 +34,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -179,6 +180,21 @@ static inline uint64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
+}
+
+/*
+ * Page faults of this process so far. What the caller has counted are not those of the
+ * program's own text, which depend on where the linker has put what.
+ */
+static inline long faults(void)
+{
+	extern char __executable_start[], etext[];
+	char *text = (char *)((uintptr_t)__executable_start & -page_size());
+	struct rusage usage;
+
+	madvise(text, etext - text, MADV_POPULATE_READ);
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt + usage.ru_majflt;
 }
 
 static inline void sleep_ms(unsigned int ms)
@@ -518,6 +534,16 @@ static inline bool write_file(const char *path, const char *text)
 	ret = write(fd, text, strlen(text));
 	close(fd);
 	return ret == (ssize_t)strlen(text);
+}
+
+/*
+ * From now on khugepaged collapses nothing by itself. It unmaps pages for that, and who
+ * counts what is mapped would find some missing.
+ */
+static inline void khugepaged_stop(void)
+{
+	write_file("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs",
+		   "4294967295");
 }
 
 /* Switches and delays of CONFIG_MEMFD_PROTECT_DEBUG */

@@ -29,6 +29,9 @@
 /* Another user than that of the test */
 #define USER		1001
 
+#ifndef MFD_SHARE_PGTABLES
+#define MFD_SHARE_PGTABLES	0x00200000U
+#endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE	25
 #endif
@@ -50,9 +53,23 @@ static long number_in(const char *path, const char *key)
 	return line ? atol(line + (key ? strlen(key) : 0)) : -1;
 }
 
+/* What is free, with the lists of the processors, or would be if it were wanted */
 static long available_kib(void)
 {
-	return number_in("/proc/meminfo", "MemAvailable:");
+	long kib = number_in("/proc/meminfo", "MemFree:") +
+		   number_in("/proc/meminfo", "Active(file):") +
+		   number_in("/proc/meminfo", "Inactive(file):") +
+		   number_in("/proc/meminfo", "SReclaimable:");
+	FILE *zones = fopen("/proc/zoneinfo", "re");
+	char line[256];
+	long pages;
+
+	while (zones && fgets(line, sizeof(line), zones))
+		if (sscanf(line, " count: %ld", &pages) == 1)
+			kib += pages * page_size() / KIB;
+	if (zones)
+		fclose(zones);
+	return kib;
 }
 
 /* A file, mapped where a huge page could be */
@@ -130,20 +147,61 @@ static bool hog_waiters(struct hog *h)
 	return !pthread_create(&thread, &attr, sleeper, h);
 }
 
-enum hog_nr { HOG_RANGES, HOG_REPORTS, HOG_LOG, HOG_EVENT_FDS, HOG_WAITERS };
+/* A file that shares its page tables, which have an owner: once for each file */
+static int sharing_file(void)
+{
+	int fd = sys_memfd_create(MFD_CLOEXEC | MFD_SHARE_PGTABLES);
+
+	return fd >= 0 && !ftruncate(fd, HUGE_SIZE) ? fd : -1;
+}
+
+static bool hog_hosts(struct hog *h)
+{
+	int fd = sharing_file();
+	char *map = map_huge(fd, HUGE_SIZE);
+
+	close(fd);
+	if (map == MAP_FAILED)
+		return false;
+	*(volatile char *)map = 1;
+	return true;
+}
+
+/* Mappings of one file, each of which links */
+static bool hog_guests(struct hog *h)
+{
+	static int fd = -1;
+	char *map;
+
+	if (fd < 0)
+		fd = sharing_file();
+	map = map_huge(fd, HUGE_SIZE);
+	if (map == MAP_FAILED)
+		return false;
+	*(volatile char *)map = 1;
+	return true;
+}
+
+enum hog_nr {
+	HOG_RANGES, HOG_REPORTS, HOG_LOG, HOG_EVENT_FDS, HOG_WAITERS, HOG_HOSTS, HOG_GUESTS
+};
 
 static const struct hog_kind {
 	const char *name;
 	bool (*add)(struct hog *h);
 	unsigned int mode;		/* of the whole file before */
 	size_t size;			/* of the file */
-	unsigned long items;		/* without a limit */
+	unsigned long items;		/* what a limit of half of that stops */
+	unsigned long many;		/* what is more than the system's memory varies by */
 } hogs[] = {
-	[HOG_RANGES] = { "ranges", hog_ranges, MODE_NONE, 0, 1 << 14 },
-	[HOG_REPORTS] = { "reports", hog_reports, MEMFD_PROTECT_WAIT, 1L << 36, 1 << 15 },
-	[HOG_LOG] = { "log", hog_log, MEMFD_PROTECT_ASYNC, 1L << 36, 1 << 11 },
-	[HOG_EVENT_FDS] = { "event fds", hog_event_fds, MODE_NONE, 0, 1500 },
-	[HOG_WAITERS] = { "waiters", hog_waiters, MEMFD_PROTECT_WAIT, 4096, 300 },
+	[HOG_RANGES] = { "ranges", hog_ranges, MODE_NONE, 0, 1 << 14, 1 << 17 },
+	[HOG_REPORTS] = { "reports", hog_reports, MEMFD_PROTECT_WAIT, 1L << 36, 1 << 15,
+			  1 << 18 },
+	[HOG_LOG] = { "log", hog_log, MEMFD_PROTECT_ASYNC, 1L << 36, 1 << 11, 1 << 13 },
+	[HOG_EVENT_FDS] = { "event fds", hog_event_fds, MODE_NONE, 0, 1500, 7000 },
+	[HOG_WAITERS] = { "waiters", hog_waiters, MEMFD_PROTECT_WAIT, 4096, 300, 2000 },
+	[HOG_HOSTS] = { "hosts", hog_hosts, MODE_NONE, 0, 300, 2000 },
+	[HOG_GUESTS] = { "guests", hog_guests, MODE_NONE, 0, 6000, 60000 },
 };
 
 static bool group_make(const char *limit)
@@ -229,29 +287,35 @@ static void hog_bury(pid_t pid)
 }
 
 /*
- * Without a limit: what has gone of the system's memory is in the group's account. Memory
- * that is given back, and kept for a while (KASAN), is not what this is about: it is
- * compared with what is charged, and with a part of all memory.
+ * Without a limit: what has gone of the system's memory is in the group's account.
+ * Checkers take memory for each allocation, and keep for a while what is given back: on
+ * their kernels it is only seen that something is charged.
  */
 static long hog_charged(struct __test_metadata *_metadata, struct hog *h,
-			const struct hog_kind *kind)
+			const struct hog_kind *kind, unsigned long items)
 {
-	long total = number_in("/proc/meminfo", "MemTotal:") * KIB, before, gone, charged;
+	long before, gone, charged;
 	bool killed;
 	pid_t pid;
 
 	EXPECT_TRUE(group_make("max"));
 	write_file("/proc/sys/vm/drop_caches", "3");
 	before = available_kib();
-	pid = hog_start(h, kind, kind->items);
+	pid = hog_start(h, kind, items);
 	EXPECT_TRUE(hog_ends(h, pid, &killed));
-	EXPECT_EQ(kind->items, h->items);
+	EXPECT_EQ(items, h->items);
 	gone = (before - available_kib()) * KIB;
 	charged = number_in(CGROUP "/memory.current", NULL);
 	hog_bury(pid);
 	TH_LOG("%s: %lu take %ld KiB of the system, %ld KiB are charged", kind->name,
 	       h->items, gone / KIB, charged / KIB);
-	EXPECT_GT(charged + charged / 4 + total / 32 + 8 * MIB, gone);
+	if (items == kind->many) {
+		EXPECT_LT(12 * MIB, gone);
+		/* The kernel does not charge its tree of mappings */
+		if (kind->add == hog_guests)
+			charged += items * 64;
+		EXPECT_GT(charged + charged / 8 + 4 * MIB, gone);
+	}
 	return charged;
 }
 
@@ -289,11 +353,15 @@ FIXTURE_VARIANT_ADD(memory, of_reports) { .nr = HOG_REPORTS };
 FIXTURE_VARIANT_ADD(memory, of_the_log) { .nr = HOG_LOG };
 FIXTURE_VARIANT_ADD(memory, of_event_fds) { .nr = HOG_EVENT_FDS };
 FIXTURE_VARIANT_ADD(memory, of_waiters) { .nr = HOG_WAITERS };
+FIXTURE_VARIANT_ADD(memory, of_sharing_files) { .nr = HOG_HOSTS };
+FIXTURE_VARIANT_ADD(memory, of_sharing_mappings) { .nr = HOG_GUESTS };
 
 FIXTURE_SETUP(memory)
 {
 	if (getuid() || !group_make("max") || number_in(CGROUP "/memory.current", NULL) < 0)
 		SKIP(return, "no memory cgroup");
+	if (variant->nr >= HOG_HOSTS && sharing_file() < 0)
+		SKIP(return, "no shared page tables");
 	self->hog = mmap(NULL, sizeof(*self->hog), PROT_READ | PROT_WRITE,
 			 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, self->hog);
@@ -308,8 +376,12 @@ FIXTURE_TEARDOWN(memory)
 TEST_F(memory, is_charged_and_limited)
 {
 	const struct hog_kind *kind = &hogs[variant->nr];
-	long charged = hog_charged(_metadata, self->hog, kind);
+	long charged;
 
+	if (access("/sys/kernel/debug/kmemleak", F_OK))
+		hog_charged(_metadata, self->hog, kind, kind->many);
+	charged = hog_charged(_metadata, self->hog, kind, kind->items);
+	EXPECT_LT(MIB, charged);
 	hog_limited(_metadata, self->hog, kind, charged / 2);
 }
 
@@ -539,7 +611,8 @@ TEST(killed_in_every_path)
 	}
 	TH_LOG("%u of %u paths waited", waited, nr);
 	/* The control: they do wait */
-	EXPECT_LT(nr / 2, waited);
+	/* Some cannot be stopped where they are, on some kernels */
+	EXPECT_LE(nr - 3, waited);
 }
 
 /* A thread that waits does not keep its process from what it does meanwhile */

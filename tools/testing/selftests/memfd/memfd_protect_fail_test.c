@@ -781,6 +781,26 @@ TEST(show_fdinfo)
 	EXPECT_TRUE(fail_each(&c, &w));
 }
 
+static long run_features(void *arg)
+{
+	struct world *w = arg;
+	uint64_t features = 0;
+
+	return neg_errno(ioctl(w->nfd, MEMFD_NOTIFY_FEATURES, &features)) ?:
+	       (features ? 0 : -EPROTO);
+}
+
+TEST(get_features)
+{
+	static const struct fail_case c = {
+		.name = "MEMFD_NOTIFY_FEATURES", .set_up = set_up, .run = run_features,
+		.state = print_state, .tear_down = tear_down,
+	};
+	struct world w = { .before = { { 0, TO_END, MEMFD_PROTECT_WAIT } } };
+
+	EXPECT_TRUE(fail_each(&c, &w));
+}
+
 /* Room for a part of the ranges that are in the log */
 static bool set_up_scan(void *arg)
 {

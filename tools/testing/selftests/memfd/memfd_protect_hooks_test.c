@@ -10,7 +10,6 @@
 
 #include <dirent.h>
 #include <linux/mempolicy.h>
-#include <sys/resource.h>
 
 #include "kselftest_harness.h"
 
@@ -582,17 +581,16 @@ static void scenario_zap(struct scene *s)
 /* split: who uses the other pages faults because one was protected */
 static void scenario_split(struct scene *s)
 {
-	struct rusage before, after;
 	struct huge h;
+	long before;
 
 	if (!huge_start(&h, s))
 		return;
 	if (!protect_pages(h.scene.fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
 		s->tries++;
-		getrusage(RUSAGE_SELF, &before);
+		before = faults();
 		memset(h.scene.map + HUGE_SIZE / 2, NEW_BYTE, HUGE_SIZE / 2);
-		getrusage(RUSAGE_SELF, &after);
-		s->violations += after.ru_minflt != before.ru_minflt;
+		s->violations += faults() != before;
 	}
 	huge_end(&h);
 }

@@ -7,8 +7,6 @@
  */
 #include "memfd_protect_paths.h"
 
-#include <sys/resource.h>
-
 #include "kselftest_harness.h"
 
 #undef TEST_TIMEOUT_DEFAULT
@@ -47,14 +45,6 @@ static long huge_kb(const char *map)
 
 	snprintf(start, sizeof(start), "%lx-", (unsigned long)map);
 	return proc_number("/proc/self/smaps", "ShmemPmdMapped", start);
-}
-
-static long faults(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_minflt + usage.ru_majflt;
 }
 
 /* An address at which huge pages can be mapped */
@@ -120,6 +110,7 @@ static const char *file_init(struct file *f)
 	if (!end)
 		return "shmem_enabled is not as expected";
 	*end = 0;
+	khugepaged_stop();
 	if (!write_file(SHMEM_HUGE, "always"))
 		return "cannot set shmem_enabled";
 	f->fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
@@ -197,6 +188,42 @@ TEST_F(huge, others_do_not_fault)
 	EXPECT_EQ(SIGBUS, stores(self->map, THE_PAGE));
 	for (size_t i = 0; i < NR_HUGE * self->pages; i++)
 		EXPECT_EQ(i == THE_PAGE ? 0 : i, *word(self->map, i));
+}
+
+/*
+ * A file that ends in a huge page: what is stored behind the end would be there when the
+ * file has grown, and nobody would have been asked. Returns the word that was stored
+ * there, or -1 if it could not be.
+ */
+static long behind_the_end(size_t pages, unsigned int mode)
+{
+	int fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT), sig;
+	char *map = map_huge(fd, PROT_READ | PROT_WRITE, MAP_SHARED, 0);
+	size_t page = pages - 50;
+	long seen;
+
+	if (fd < 0 || map == MAP_FAILED || ftruncate(fd, HUGE_SIZE - 100 * page_size()) ||
+	    stores(map, THE_PAGE))
+		return -2;
+	sig = stores(map, page);
+	if ((mode != MODE_NONE && protect_pages(fd, page, 1, mode)) ||
+	    ftruncate(fd, HUGE_SIZE))
+		return -3;
+	seen = *word(map, page);
+	munmap(map, SIZE);
+	close(fd);
+	return sig ? -1 : seen;
+}
+
+TEST_F(huge, not_where_the_file_ends)
+{
+	EXPECT_EQ(-1, behind_the_end(self->pages, MODE_NONE));
+	EXPECT_EQ(-1, behind_the_end(self->pages, MEMFD_PROTECT_DENY));
+	if (!debug_set("disable", "end", 1))
+		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+	EXPECT_EQ(1, behind_the_end(self->pages, MODE_NONE));
+	EXPECT_EQ(1, behind_the_end(self->pages, MEMFD_PROTECT_DENY));
+	debug_set("disable", "end", 0);
 }
 
 /* As a whole: who is refused changes nothing */

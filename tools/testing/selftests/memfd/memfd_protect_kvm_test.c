@@ -7,6 +7,7 @@
  * lies in memory of its own.
  */
 #include "memfd_protect_common.h"
+#include "../mm/ptshare_common.h"
 
 #include <linux/kvm.h>
 
@@ -15,11 +16,10 @@
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	90
 
-#ifndef MFD_SHARE_PGTABLES
-#define MFD_SHARE_PGTABLES	0x00200000U
-#endif
-
 #define NR_PAGES	64
+
+/* What the machine has of a mapping that is larger */
+#define NR_TABLES	2
 
 /* Physical addresses in the machine */
 #define CODE_GPA	0x1000
@@ -50,11 +50,13 @@ FIXTURE(machine) {
 	char *map;
 	size_t page;
 	size_t size;
+	size_t mapped;
 };
 
 FIXTURE_VARIANT(machine) {
 	unsigned int flags;
 	bool irqchip;
+	size_t mapped;		/* bytes, 0: NR_PAGES */
 };
 
 FIXTURE_VARIANT_ADD(machine, plain) {
@@ -68,7 +70,11 @@ FIXTURE_VARIANT_ADD(machine, irqchip) {
 
 /* The process gets its MMU notifier when it maps the file already */
 FIXTURE_VARIANT_ADD(machine, shared_tables) {
-	.flags = MFD_SHARE_PGTABLES, .irqchip = false,
+	.flags = MFD_SHARE_PGTABLES, .mapped = NR_TABLES * TABLE_SIZE,
+};
+
+FIXTURE_VARIANT_ADD(machine, shared_gib) {
+	.flags = MFD_SHARE_PGTABLES, .mapped = 1UL << 30,
 };
 
 static int add_memory(int vm, unsigned int slot, uint64_t gpa, void *addr,
@@ -98,6 +104,13 @@ static bool set_registers(int vcpu, uint64_t ip, uint64_t ds, unsigned char al,
 	       !ioctl(vcpu, KVM_SET_REGS, &regs);
 }
 
+/* The machine's memory, from the beginning of the file */
+static size_t memory_size(const FIXTURE_DATA(machine) *self)
+{
+	return self->mapped < NR_TABLES * TABLE_SIZE ? self->mapped :
+						       NR_TABLES * TABLE_SIZE;
+}
+
 FIXTURE_SETUP(machine)
 {
 	struct kvm_enable_cap irqchip = {
@@ -112,7 +125,12 @@ FIXTURE_SETUP(machine)
 	self->fd = create_filled(NR_PAGES, MFD_ALLOW_PROTECT | variant->flags);
 	if (self->fd < 0)
 		SKIP(return, "no memfd with these flags");
-	self->map = mmap(NULL, self->size, PROT_READ | PROT_WRITE, MAP_SHARED,
+	self->mapped = self->size;
+	if (variant->mapped) {
+		self->mapped = variant->mapped;
+		ASSERT_EQ(0, ftruncate(self->fd, self->mapped));
+	}
+	self->map = mmap(NULL, self->mapped, PROT_READ | PROT_WRITE, MAP_SHARED,
 			 self->fd, 0);
 	ASSERT_NE(MAP_FAILED, self->map);
 	EXPECT_TRUE(filled_with(self->map, self->size, OLD_BYTE));
@@ -132,7 +150,8 @@ FIXTURE_SETUP(machine)
 	memcpy(self->code + STORE_AT, code_store, sizeof(code_store));
 	memcpy(self->code + COUNT_AT, code_count, sizeof(code_count));
 	ASSERT_EQ(0, add_memory(self->vm, 0, CODE_GPA, self->code, self->page));
-	ASSERT_EQ(0, add_memory(self->vm, 1, MEMORY_GPA, self->map, self->size));
+	ASSERT_EQ(0, add_memory(self->vm, 1, MEMORY_GPA, self->map,
+				memory_size(self)));
 	self->vcpu = ioctl(self->vm, KVM_CREATE_VCPU, 0);
 	ASSERT_LE(0, self->vcpu);
 	self->run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
@@ -140,6 +159,11 @@ FIXTURE_SETUP(machine)
 			 self->vcpu, 0);
 	ASSERT_NE(MAP_FAILED, self->run);
 	close(kvm);
+	/* It has an MMU notifier now, and shares nevertheless */
+	if (variant->flags & MFD_SHARE_PGTABLES) {
+		ASSERT_TRUE(filled_with(self->map, self->size, OLD_BYTE));
+		ASSERT_LT(0, shared_kb(self->map, self->mapped));
+	}
 }
 
 FIXTURE_TEARDOWN(machine)
@@ -148,7 +172,7 @@ FIXTURE_TEARDOWN(machine)
 	close(self->vcpu);
 	close(self->vm);
 	munmap(self->code, self->page);
-	munmap(self->map, self->size);
+	munmap(self->map, self->mapped);
 	close(self->nfd);
 	close(self->fd);
 }
@@ -705,7 +729,28 @@ TEST_F(machine, swapped)
 	}
 }
 
-/* Another process shares tables of the file; the one with the machine does not */
+/* All of the file at once, which takes write access from whole tables */
+TEST_F(machine, whole_file)
+{
+	size_t pages = memory_size(self) / self->page;
+	size_t last = self->mapped / self->page;
+	struct job job = { .self = self };
+
+	for (unsigned int round = 0; round < 10; round++) {
+		for (size_t i = 0; i < pages; i += pages / 8)
+			ASSERT_EQ(0, store(&job, i, NEW_BYTE + round));
+		ASSERT_EQ(0, protect_pages(self->fd, 0, last, MEMFD_PROTECT_DENY));
+		for (size_t i = 0; i < pages; i += pages / 8) {
+			EXPECT_EQ(-EFAULT, store(&job, i, 0x33));
+			EXPECT_EQ(NEW_BYTE + round, self->map[i * self->page]);
+		}
+		ASSERT_EQ(0, unprotect_pages(self->fd, 0, last));
+	}
+	if (variant->flags & MFD_SHARE_PGTABLES)
+		EXPECT_LT(0, shared_kb(self->map, self->mapped));
+}
+
+/* Another process shares tables of the file with the one that has the machine */
 TEST_F(machine, beside_others)
 {
 	struct job job = { .self = self };
@@ -714,13 +759,16 @@ TEST_F(machine, beside_others)
 
 	pid = fork();
 	if (!pid) {
-		char *map = mmap(NULL, self->size, PROT_READ | PROT_WRITE,
+		char *map = mmap(NULL, self->mapped, PROT_READ | PROT_WRITE,
 				 MAP_SHARED, self->fd, 0);
 
 		if (map == MAP_FAILED)
 			_exit(1);
 		for (size_t i = 0; i < NR_PAGES; i++)
 			map[i * self->page + 1] = 0x44;
+		if ((variant->flags & MFD_SHARE_PGTABLES) &&
+		    !shared_kb(map, self->mapped))
+			_exit(2);
 		_exit(map[0] != OLD_BYTE);
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));

@@ -6,6 +6,7 @@
  */
 #include "memfd_protect_paths.h"
 
+#include <limits.h>
 #include <linux/userfaultfd.h>
 #include <sys/sysinfo.h>
 
@@ -805,6 +806,28 @@ TEST_F(log, reprotect_catches_again)
 		expect_log(_metadata, self, MEMFD_SCAN_REPROTECT, five, 1);
 		expect_log(_metadata, self, MEMFD_SCAN_REPROTECT, NULL, 0);
 	}
+}
+
+/* A store that is logged takes one fault. The kernel may cause some of its own. */
+TEST_F(log, one_fault_for_each_page)
+{
+	static const struct pages all[] = { { 0, LOG_PAGES } };
+	long taken = LONG_MAX;
+
+	for (int turn = 0; turn < 5 && taken > LOG_PAGES; turn++) {
+		long before;
+
+		ASSERT_EQ(0, unprotect_pages(self->t.fd, 0, 0));
+		for (size_t i = 0; i < LOG_PAGES; i++)
+			store_page(self, i);
+		ASSERT_EQ(0, protect_pages(self->t.fd, 0, 0, MEMFD_PROTECT_ASYNC));
+		before = faults();
+		for (size_t i = 0; i < LOG_PAGES; i++)
+			store_page(self, i);
+		taken = faults() - before;
+		expect_log(_metadata, self, MEMFD_SCAN_REPROTECT, all, 1);
+	}
+	EXPECT_EQ(LOG_PAGES, taken);
 }
 
 /* Every writer of a page, each through page tables of its own */

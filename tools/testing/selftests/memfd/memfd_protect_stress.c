@@ -20,6 +20,11 @@
  * tables then, larger than the file, and made anew from time to time, because
  * some paths leave an ordinary one behind; links must be seen to be made in all
  * parts of the run.
+ *
+ * With --huge the file has huge pages, and each region is in one of its own. Where
+ * nothing is protected huge entries map it, HOLD above all: they come and go all the time.
+ * Nobody truncates the file then: a huge page in which it ends keeps what a pin has written
+ * behind the end, and that is there when it has grown.
  */
 #include "memfd_protect_paths.h"
 #include "../mm/ptshare_common.h"
@@ -33,11 +38,18 @@
 #define HOLD_PAGES	96
 #define LOG_PAGES	96
 #define CHAOS_PAGES	64
-#define NR_PAGES	(HOLD_PAGES + LOG_PAGES + CHAOS_PAGES)
-#define HOLD_START	CHAOS_PAGES
-#define LOG_START	(CHAOS_PAGES + HOLD_PAGES)	/* to the end */
+#define USED_PAGES	(HOLD_PAGES + LOG_PAGES + CHAOS_PAGES)
+#define HUGE_PAGES	512
+#define HOLD_START	(huge ? HUGE_PAGES : CHAOS_PAGES)
+#define HOLD_END	(HOLD_START + HOLD_PAGES)
+#define LOG_START	(huge ? 2 * HUGE_PAGES : HOLD_END)	/* to the end */
+#define NR_PAGES	(LOG_START + LOG_PAGES)
 
-static_assert(NR_PAGES <= 512, "one leaf page table maps all of it");
+static_assert(USED_PAGES <= 512, "one leaf page table maps all of it");
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE	25
+#endif
 
 #define MAX_WRITERS	64
 #define PARTS		8	/* of the run, with links made in each */
@@ -79,6 +91,7 @@ static size_t file_size;
 static size_t map_size;
 static bool unprotected;	/* --unprotected: show that we would see it */
 static bool share;		/* --share: page tables are shared */
+static bool huge;		/* --huge: with huge pages */
 
 /* Held for reading by who uses nfd, for writing by who replaces it */
 static pthread_rwlock_t nfd_lock = PTHREAD_RWLOCK_INITIALIZER;
@@ -92,6 +105,17 @@ static unsigned int rnd(unsigned int *state, unsigned int below)
 {
 	*state = *state * 1103515245u + 12345u;
 	return (*state >> 8) % below;
+}
+
+/* A page of one of the regions */
+static size_t any_page(unsigned int *seed)
+{
+	size_t page = rnd(seed, USED_PAGES);
+
+	if (page < CHAOS_PAGES)
+		return page;
+	page -= CHAOS_PAGES;
+	return page < HOLD_PAGES ? HOLD_START + page : LOG_START + page - HOLD_PAGES;
 }
 
 /* All of the file, instead of an older mapping if there is one */
@@ -167,7 +191,7 @@ static bool may_use(const struct path *path, unsigned int nr,
 	if (path->flags & (PATH_SLOW | PATH_EXIT) || shared->missing[nr])
 		return false;
 	/* A file that is cut off all the time is no test for the others */
-	return path->kind != PATH_TRUNCATE || !rnd(seed, 5);
+	return path->kind != PATH_TRUNCATE || (!huge && !rnd(seed, 5));
 }
 
 static void write_once(struct job *job, unsigned int nr, unsigned int *seed)
@@ -176,7 +200,9 @@ static void write_once(struct job *job, unsigned int nr, unsigned int *seed)
 	long ret;
 
 	job->byte = 1 + rnd(seed, 255);
-	job->offset = (4 + rnd(seed, NR_PAGES - 4)) * page_size();
+	job->offset = any_page(seed) * page_size();
+	if (job->offset < 4 * page_size())
+		job->offset += 4 * page_size();
 	if (!job_init(job, &paths[nr])) {
 		error_once("job_init", -errno);
 		return;
@@ -229,7 +255,7 @@ static long hammer_some(void *arg)
 
 	for (int i = 0; i < 2000; i++) {
 		if (i % 50 == 0)
-			page = h->map + rnd(&h->seed, NR_PAGES) * page_size();
+			page = h->map + any_page(&h->seed) * page_size();
 		(*(volatile char *)page)++;
 		h->stores++;
 	}
@@ -259,7 +285,7 @@ static void pin_once(struct job *job, unsigned int *seed)
 	struct iovec iov;
 
 	job->byte = 1 + rnd(seed, 255);
-	job->offset = rnd(seed, NR_PAGES) * page_size();
+	job->offset = any_page(seed) * page_size();
 	if (!job_init(job, &paths[P_uring_read_fixed]))
 		return;
 	iov = job_iov(job);
@@ -350,8 +376,11 @@ static char *change_mapping(char *map, unsigned int what)
 	case 5:
 		write_file("/proc/self/clear_refs", "4");
 		break;
-	default:
+	case 6:
 		madvise(map, file_size, MADV_POPULATE_READ);
+		break;
+	default:
+		madvise(map, map_size, MADV_COLLAPSE);
 	}
 	return map;
 }
@@ -365,10 +394,10 @@ static void mapping_noise(unsigned int seed)
 
 	job.map = map_all(NULL);
 	while (!shared->stop && job.map != MAP_FAILED) {
-		job.map = change_mapping(job.map, rnd(&seed, 7));
+		job.map = change_mapping(job.map, rnd(&seed, huge ? 9 : 7));
 		count(C_VM, 1);
 		for (int i = 0; i < 8; i++) {
-			job.offset = rnd(&seed, NR_PAGES) * page_size();
+			job.offset = any_page(&seed) * page_size();
 			memset(&out, 0, sizeof(out));
 			run_guarded(run_job, &job, &out);
 		}
@@ -389,7 +418,7 @@ static void fork_noise(unsigned int seed)
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			prctl(PR_SET_DUMPABLE, 0);
 			for (int i = 0; i < 32; i++)
-				map[rnd(&seed, NR_PAGES) * page_size()]++;
+				map[any_page(&seed) * page_size()]++;
 			_exit(0);
 		}
 		usleep(rnd(&seed, 3000));
@@ -432,7 +461,7 @@ static void move_noise(unsigned int seed)
 			continue;
 		}
 		for (int i = 0; i < 16; i++) {
-			pages[i] = map + rnd(&seed, NR_PAGES) * page_size();
+			pages[i] = map + any_page(&seed) * page_size();
 			to[i] = rnd(&seed, 2);
 		}
 		madvise(map, file_size, MADV_POPULATE_READ);
@@ -469,8 +498,10 @@ static void resolve_one(uint64_t cookie, uint32_t action)
 static bool touches_hold(const struct memfd_event *ev)
 {
 	uint64_t start = (uint64_t)HOLD_START * page_size();
-	uint64_t end = (uint64_t)LOG_START * page_size();
+	uint64_t end = (uint64_t)HOLD_END * page_size();
 
+	if (huge)
+		end = (uint64_t)LOG_START * page_size();
 	return ev->offset < end && ev->offset + ev->length > start;
 }
 
@@ -565,14 +596,19 @@ static void lift(struct held *h, size_t page, size_t nr, unsigned int mode)
 
 static void hold_round(struct held *h)
 {
-	static char before[HOLD_PAGES * 4096], after[HOLD_PAGES * 4096];
+	static char before[HUGE_PAGES * 4096], after[HUGE_PAGES * 4096];
 	size_t page = HOLD_START + rnd(&h->seed, HOLD_PAGES);
-	size_t nr = 1 + rnd(&h->seed, LOG_START - page);
+	size_t nr = 1 + rnd(&h->seed, HOLD_END - page);
 	unsigned int mode = rnd(&h->seed, 3) ? MEMFD_PROTECT_WAIT :
 			    MEMFD_PROTECT_DENY;
 	uint64_t end;
 	long ret;
 
+	/* A huge entry that maps nothing else stays one */
+	if (huge && !rnd(&h->seed, 3)) {
+		page = HOLD_START;
+		nr = HUGE_PAGES;
+	}
 	h->rounds++;
 	ret = stress_protect(page, nr, mode);
 	if (ret) {
@@ -604,31 +640,36 @@ static void hold_loop(struct held *h, uint64_t end)
 		hold_round(h);
 }
 
-/* True if links were made in every part, when page tables are shared */
+/* True if links were made in every part, or huge entries in half of them */
 static bool hold_in_parts(struct held *h, unsigned int seconds)
 {
+	const char *event = share ? "ptshare_link" : huge ? "thp_file_mapped" : NULL;
 	uint64_t part = seconds * 1000000000ULL / PARTS;
-	long long before, links;
-	bool all = true;
+	unsigned int powerful = 0, needed = share ? PARTS : huge ? PARTS / 2 : 0;
+	long long before = 0, made;
 
 	for (unsigned int i = 0; i < PARTS; i++) {
-		before = vmstat("ptshare_link");
+		if (event)
+			before = vmstat(event);
 		hold_loop(h, now_ns() + part);
-		links = vmstat("ptshare_link") - before;
-		if (share)
-			ksft_print_msg("part %u: %lld links\n", i + 1, links);
-		if (links < 1)
-			all = false;
+		if (!event)
+			continue;
+		made = vmstat(event) - before;
+		ksft_print_msg("part %u: %lld %s\n", i + 1, made, event);
+		powerful += made > 0;
 	}
-	return all || !share;
+	return powerful >= needed;
 }
 
 /* The second invariant */
+
+#define HOW_LEN	80
 
 struct log_state {
 	char copies[2][LOG_PAGES * 4096];
 	bool logged[2][LOG_PAGES];	/* in the last scan, in the one before */
 	bool changed[LOG_PAGES];	/* and not yet in a scan */
+	char how[LOG_PAGES][HOW_LEN];	/* it did */
 	unsigned long rounds;
 	unsigned int seed;
 };
@@ -658,6 +699,20 @@ static int take_log(bool *logged, uint64_t flags)
 	return all;
 }
 
+/* Where two copies of a page differ first and last, and how */
+static void describe(char *how, const char *before, const char *after)
+{
+	size_t first = 0, last = page_size() - 1;
+
+	while (before[first] == after[first])
+		first++;
+	while (before[last] == after[last])
+		last--;
+	snprintf(how, HOW_LEN, "%02x to %02x at %zu, %02x to %02x at %zu",
+		 (unsigned char)before[first], (unsigned char)after[first], first,
+		 (unsigned char)before[last], (unsigned char)after[last], last);
+}
+
 /* Changed between two copies, and in neither of two scans */
 static void check_log(struct log_state *l)
 {
@@ -667,12 +722,15 @@ static void check_log(struct log_state *l)
 	for (size_t i = 0; i < LOG_PAGES; i++) {
 		if (l->changed[i] && !l->logged[now][i] &&
 		    shared->violations_log++ < 10)
-			ksft_print_msg("scan %lu: page %zu changed and is in neither scan\n",
-				       l->rounds, LOG_START + i);
+			ksft_print_msg("scan %lu: page %zu: %s, and it is in neither scan\n",
+				       l->rounds, LOG_START + i, l->how[i]);
 		l->changed[i] = false;
 		if (memcmp(l->copies[0] + i * size, l->copies[1] + i * size,
-			   size))
+			   size)) {
 			l->changed[i] = !l->logged[now][i];
+			describe(l->how[i], l->copies[now] + i * size,
+				 l->copies[!now] + i * size);
+		}
 	}
 }
 
@@ -795,7 +853,8 @@ static bool open_file(unsigned int *seed)
 	char buf[size];
 
 	file_size = NR_PAGES * size;
-	map_size = share ? TABLE_SIZE : file_size;
+	map_size = share || huge ?
+		   (file_size + TABLE_SIZE - 1) / TABLE_SIZE * TABLE_SIZE : file_size;
 	memfd = sys_memfd_create(MFD_CLOEXEC |
 				 (share ? MFD_SHARE_PGTABLES : 0) |
 				 (unprotected ? 0 : MFD_ALLOW_PROTECT));
@@ -855,7 +914,7 @@ static bool truncated(void)
 
 static bool report(unsigned long swapped)
 {
-	bool all = truncated();
+	bool all = huge || truncated();
 
 	for (int i = 0; i < NR_COUNTS; i++)
 		ksft_print_msg("%-24s %10lu\n", count_names[i],
@@ -891,6 +950,8 @@ static bool parse(int argc, char **argv, struct options *o)
 			unprotected = true;
 		else if (!strcmp(argv[i], "--share"))
 			share = true;
+		else if (!strcmp(argv[i], "--huge"))
+			huge = true;
 		else if (i + 1 == argc)
 			return false;
 		else if (!strcmp(argv[i], "--seconds"))
@@ -902,7 +963,7 @@ static bool parse(int argc, char **argv, struct options *o)
 		else
 			return false;
 	}
-	return o->seconds && o->writers && o->writers < MAX_WRITERS - 16;
+	return !(share && huge) && o->seconds && o->writers && o->writers < MAX_WRITERS - 16;
 }
 
 static unsigned int start_all(const struct options *o, pid_t *pids)
@@ -921,7 +982,7 @@ static unsigned int start_all(const struct options *o, pid_t *pids)
 }
 
 static const char usage[] =
-	"Usage: %s [--seconds N] [--writers N] [--seed N] [--unprotected] [--share]\n";
+	"Usage: %s [--seconds N] [--writers N] [--seed N] [--unprotected] [--share|--huge]\n";
 
 int main(int argc, char **argv)
 {
@@ -934,6 +995,7 @@ int main(int argc, char **argv)
 	unsigned int nr, hung, chaos_seed;
 	pthread_t threads[2];
 	bool powerful, linked;
+	char thp[128];
 
 	o.seed = time(NULL);
 	if (!parse(argc, argv, &o)) {
@@ -944,9 +1006,12 @@ int main(int argc, char **argv)
 	ksft_print_header();
 	if (share && !have_ptshare())
 		ksft_exit_skip("no MFD_SHARE_PGTABLES\n");
-	ksft_set_plan(share ? 6 : 4);
+	if (huge && !set_shmem_huge("always", thp, sizeof(thp)))
+		ksft_exit_skip("no huge pages of shmem\n");
+	ksft_set_plan(share ? 6 : huge ? 5 : 4);
 	ksft_print_msg("%u seconds, %u writers, seed %u%s\n", o.seconds,
-		       o.writers, o.seed, share ? ", shared tables" : "");
+		       o.writers, o.seed, share ? ", shared tables" :
+		       huge ? ", huge pages" : "");
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	held.seed = o.seed;
@@ -966,6 +1031,10 @@ int main(int argc, char **argv)
 	set_delays(NULL);
 	hung = end_all(pids, nr);
 	leave_cgroup();
+	if (huge) {
+		set_shmem_huge(thp, NULL, 0);
+		ksft_test_result(linked, "huge entries were made all along\n");
+	}
 	powerful = report(swapped_pages() - swapped);
 
 	ksft_test_result(!shared->violations_hold,

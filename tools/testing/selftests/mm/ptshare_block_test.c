@@ -8,8 +8,6 @@
  */
 #include "ptshare_common.h"
 
-#include <sys/resource.h>
-
 #include "kselftest_harness.h"
 
 #undef TEST_TIMEOUT_DEFAULT
@@ -579,13 +577,10 @@ TEST(own_tables_under_a_walker)
 
 static long peer_faults_of_fill(void *data)
 {
-	struct rusage before, after;
+	long before = faults();
 
-	getrusage(RUSAGE_SELF, &before);
 	peer_fill(data);
-	getrusage(RUSAGE_SELF, &after);
-	return after.ru_minflt + after.ru_majflt - before.ru_minflt -
-	       before.ru_majflt;
+	return faults() - before;
 }
 
 /* Who is merged with a mapping whose soft-dirty bits are tracked is tracked too */
@@ -620,14 +615,6 @@ TEST_F(block, merged_with_tracked)
 }
 
 /* What it costs */
-
-static long long faults(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_minflt + usage.ru_majflt;
-}
 
 #define JOIN_SIZE	(64UL << 20)
 #define JOIN_PAGES	(JOIN_SIZE / page_size())

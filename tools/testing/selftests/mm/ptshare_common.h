@@ -388,6 +388,7 @@ static inline bool set_shmem_huge(const char *mode, char *before, size_t size)
 	*to = 0;
 	if (before)
 		snprintf(before, size, "%s", from + 1);
+	khugepaged_stop();
 	return write_file(SHMEM_HUGE, mode);
 }
 

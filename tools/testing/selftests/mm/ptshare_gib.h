@@ -8,7 +8,6 @@
 
 #include "ptshare_common.h"
 
-#include <sys/resource.h>
 #include <sys/stat.h>
 
 #define GIB		(1UL << 30)
@@ -55,19 +54,13 @@ static inline long peer_check_all(void *data)
 	return wrong(arg->map, 0, TABLES, arg->seed);
 }
 
-/* Faults that looking at all of it has cost, without those for the code */
+/* Faults that looking at all of it has cost */
 static inline long peer_faults(void *data)
 {
 	struct peer_arg *arg = data;
-	struct rusage before, after;
+	long before = faults();
 
-	for (size_t tables = 0; tables <= TABLES; tables += TABLES) {
-		getrusage(RUSAGE_SELF, &before);
-		if (wrong(arg->map, 0, tables, arg->seed))
-			return -1;
-		getrusage(RUSAGE_SELF, &after);
-	}
-	return after.ru_minflt - before.ru_minflt;
+	return wrong(arg->map, 0, TABLES, arg->seed) ? -1 : faults() - before;
 }
 
 /* The same in a process that has no links yet */

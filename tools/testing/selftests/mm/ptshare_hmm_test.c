@@ -201,6 +201,25 @@ TEST_F(device, denied)
 	EXPECT_CONTENT(self, THE_PAGE, 1);
 }
 
+/* Without the look at the table's PMD entry, the device writes through it */
+TEST_F(device, denied_control)
+{
+	static const char rule[] = "/sys/kernel/debug/ptshare/disable/gup";
+	char *at = address(self->map, THE_PAGE);
+
+	if (variant->len != GIB || variant->huge)
+		SKIP(return, "no table that is protected as a whole");
+	if (!write_file(rule, "0"))
+		SKIP(return, "no switches");
+	ASSERT_EQ(0, protect_pages(self->fd, ALL, MEMFD_PROTECT_DENY));
+	EXPECT_EQ(SEEN_READ, seen(self->dev, at));
+	ASSERT_TRUE(write_file(rule, "1"));
+	EXPECT_EQ(SEEN_WRITE, seen(self->dev, at));
+	EXPECT_EQ(0, device_write(self->dev, at, 1));
+	EXPECT_EQ(1, load64(at));
+	write_file(rule, "0");
+}
+
 /* What the device could write is taken away from it as well. */
 TEST_F(device, had_it)
 {

@@ -8,7 +8,6 @@
 #include "ptshare_common.h"
 
 #include <linux/mempolicy.h>
-#include <sys/resource.h>
 
 #include "kselftest_harness.h"
 
@@ -44,14 +43,6 @@ static long long huge_kb_of(pid_t pid, const char *map)
 static long long huge_kb(const char *map)
 {
 	return huge_kb_of(getpid(), map);
-}
-
-static long faults(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_minflt + usage.ru_majflt;
 }
 
 static long peer_faults(void *data __attribute__((unused)))

@@ -624,4 +624,130 @@ TEST(accessed_bits_stay)
 	close(fd);
 }
 
+/*
+ * A secondary MMU may be the only one that uses a page. Who looks for idle pages asks
+ * for the host, and those of all guests are asked.
+ */
+#define MMU_NOTIFIER	DEBUG_DIR "/mmu_notifier"
+#define IDLE		"/sys/kernel/mm/page_idle/bitmap"
+
+static uint64_t pfn_of(const char *addr)
+{
+	uint64_t entry = 0;
+
+	return read_pagemap(addr, 1, &entry) && (entry & PM_PRESENT) ?
+	       entry & ((1ULL << 55) - 1) : 0;
+}
+
+/* Marks it, and returns whether it is idle still when all have been asked, or -1 */
+static int stays_idle(const char *addr)
+{
+	int fd = open(IDLE, O_RDWR | O_CLOEXEC);
+	uint64_t pfn = pfn_of(addr), bit = 1ULL << (pfn % 64), word = bit;
+	off_t offset = pfn / 64 * 8;
+	int ret = -1;
+
+	if (pfn && pwrite(fd, &word, 8, offset) == 8 &&
+	    pread(fd, &word, 8, offset) == 8)
+		ret = !!(word & bit);
+	close(fd);
+	return ret;
+}
+
+/* How often it was asked */
+static long looks(int notifier)
+{
+	char text[64] = "";
+	long told, asked;
+
+	if (read(notifier, text, sizeof(text) - 1) <= 0 ||
+	    sscanf(text, "%ld %ld", &told, &asked) != 2)
+		return -1;
+	return asked;
+}
+
+TEST_F(memory, is_idle_if_no_secondary_mmu_uses_it)
+{
+	int notifier = open(MMU_NOTIFIER, O_RDWR | O_CLOEXEC);
+	long before;
+
+	if (notifier < 0 || access(IDLE, R_OK))
+		SKIP(return, "no CONFIG_PTSHARE_DEBUG or CONFIG_IDLE_PAGE_TRACKING");
+	/* It is looked at when it is on a list of reclaim, to which pages come in batches */
+	fill_pages(self->map, 0, SIZE / page_size(), 1);
+	EXPECT_EQ(1, stays_idle(self->map));
+	before = looks(notifier);
+	ASSERT_EQ(1, write(notifier, "1", 1));
+	EXPECT_EQ(0, stays_idle(self->map));
+	EXPECT_LT(before, looks(notifier));
+	ASSERT_EQ(1, write(notifier, "0", 1));
+	EXPECT_EQ(1, stays_idle(self->map));
+	close(notifier);
+}
+
+/* DAMON, in the process's address space and in that of the machine */
+#define DAMON		"/sys/kernel/mm/damon/admin/kdamonds"
+#define CONTEXT		DAMON "/0/contexts/0"
+
+static bool damon_start(const char *operations, uint64_t start, uint64_t end)
+{
+	char text[32];
+
+	if (!write_file(DAMON "/nr_kdamonds", "1") ||
+	    !write_file(DAMON "/0/contexts/nr_contexts", "1") ||
+	    !write_file(CONTEXT "/operations", operations) ||
+	    !write_file(CONTEXT "/targets/nr_targets", "1"))
+		return false;
+	write_file(CONTEXT "/monitoring_attrs/intervals/sample_us", "1000");
+	write_file(CONTEXT "/monitoring_attrs/intervals/aggr_us", "10000");
+	if (end) {
+		write_file(CONTEXT "/targets/0/regions/nr_regions", "1");
+		snprintf(text, sizeof(text), "%llu", (unsigned long long)start);
+		write_file(CONTEXT "/targets/0/regions/0/start", text);
+		snprintf(text, sizeof(text), "%llu", (unsigned long long)end);
+		write_file(CONTEXT "/targets/0/regions/0/end", text);
+	} else {
+		snprintf(text, sizeof(text), "%d", getpid());
+		write_file(CONTEXT "/targets/0/pid_target", text);
+	}
+	return write_file(DAMON "/0/state", "on");
+}
+
+static void damon_stop(void)
+{
+	write_file(DAMON "/0/state", "off");
+	write_file(DAMON "/nr_kdamonds", "0");
+}
+
+TEST_F(memory, is_looked_at_by_damon)
+{
+	int notifier = open(MMU_NOTIFIER, O_RDWR | O_CLOEXEC);
+	uint64_t end, pfn;
+	long before;
+
+	if (access(DAMON, R_OK))
+		SKIP(return, "no CONFIG_DAMON_SYSFS");
+	fill_pages(self->map, 0, SIZE / page_size(), 1);
+	ASSERT_TRUE(damon_start("vaddr", 0, 0));
+	for (int i = 0; i < 20; i++) {
+		madvise(self->map, SIZE, MADV_DONTNEED);
+		usleep(20000);
+		EXPECT_EQ(0, wrong_pages(self->map, 0, SIZE / page_size(), 1));
+	}
+	damon_stop();
+
+	pfn = pfn_of(self->map);
+	ASSERT_NE(0, pfn);
+	ASSERT_TRUE(damon_start("paddr", pfn * page_size(), (pfn + 1) * page_size()));
+	before = looks(notifier);
+	end = now_ns() + LONG_MS * 1000000ULL;
+	while (notifier >= 0 && looks(notifier) == before && now_ns() < end)
+		usleep(10000);
+	if (notifier >= 0)
+		EXPECT_LT(before, looks(notifier));
+	damon_stop();
+	EXPECT_EQ(0, wrong_pages(self->map, 0, SIZE / page_size(), 1));
+	close(notifier);
+}
+
 TEST_HARNESS_MAIN

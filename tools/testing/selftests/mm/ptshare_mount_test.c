@@ -33,7 +33,7 @@ static bool enabled_is(const char *text)
 }
 
 /* What a child sees that inherits a mapping: all of it, through shared tables */
-static int child_checks(char *map)
+static int child_checks(char *map, size_t len)
 {
 	int status = -1;
 	pid_t pid = fork();
@@ -41,7 +41,7 @@ static int child_checks(char *map)
 	if (!pid) {
 		if (wrong_pages(map, 0, PAGES, SEED))
 			_exit(1);
-		if (shared_kb(map, SIZE) != (long long)(SIZE >> 10))
+		if (shared_kb(map, len) != (long long)(SIZE >> 10))
 			_exit(2);
 		fill_pages(map, 0, PAGES, SEED + 1);
 		_exit(0);
@@ -56,25 +56,25 @@ static int child_checks(char *map)
 /* Memory without a path that processes share, by all roads that lead to it */
 enum kind { ANON, DEV_ZERO, MEMFD, SYSV };
 
-static char *map_kind(enum kind kind)
+static char *map_kind(enum kind kind, size_t size)
 {
 	char *map = MAP_FAILED;
 	int fd = -1, id;
 
 	switch (kind) {
 	case ANON:
-		return mmap(NULL, SIZE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS,
+		return mmap(NULL, size, PROT_RW, MAP_SHARED | MAP_ANONYMOUS,
 			    -1, 0);
 	case DEV_ZERO:
 		fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
 		break;
 	case MEMFD:
 		fd = sys_memfd_create(MFD_CLOEXEC);
-		if (fd >= 0 && ftruncate(fd, SIZE))
+		if (fd >= 0 && ftruncate(fd, size))
 			return MAP_FAILED;
 		break;
 	case SYSV:
-		id = shmget(IPC_PRIVATE, SIZE, IPC_CREAT | 0600);
+		id = shmget(IPC_PRIVATE, size, IPC_CREAT | 0600);
 		if (id >= 0) {
 			map = shmat(id, NULL, 0);
 			shmctl(id, IPC_RMID, NULL);
@@ -82,15 +82,15 @@ static char *map_kind(enum kind kind)
 		return map;
 	}
 	if (fd >= 0) {
-		map = map_file(fd, 0, SIZE, PROT_RW);
+		map = map_file(fd, 0, size, PROT_RW);
 		close(fd);
 	}
 	return map;
 }
 
-static int unmap_kind(enum kind kind, char *map)
+static int unmap_kind(enum kind kind, char *map, size_t size)
 {
-	return kind == SYSV ? shmdt(map) : munmap(map, SIZE);
+	return kind == SYSV ? shmdt(map) : munmap(map, size);
 }
 
 FIXTURE(kernel) {
@@ -122,15 +122,15 @@ FIXTURE_TEARDOWN(kernel)
 
 TEST_F(kernel, shares)
 {
-	char *map = map_kind(variant->kind);
+	char *map = map_kind(variant->kind, SIZE);
 
 	ASSERT_NE(MAP_FAILED, map);
 	EXPECT_EQ(0, (uintptr_t)map % TABLE_SIZE);
 	fill_pages(map, 0, PAGES, SEED);
 	EXPECT_EQ((long long)(SIZE >> 10), shared_kb(map, SIZE));
 	EXPECT_EQ(self->tables + (long long)NR_TABLES, ptshare_tables());
-	EXPECT_EQ(0, child_checks(map));
-	EXPECT_EQ(0, unmap_kind(variant->kind, map));
+	EXPECT_EQ(0, child_checks(map, SIZE));
+	EXPECT_EQ(0, unmap_kind(variant->kind, map, SIZE));
 }
 
 /* What was made before does not change, nor what is made after it was taken back */
@@ -139,11 +139,11 @@ TEST_F(kernel, property_of_the_file)
 	char *before, *during, *after;
 
 	ASSERT_TRUE(enable("never"));
-	before = map_kind(variant->kind);
+	before = map_kind(variant->kind, SIZE);
 	ASSERT_TRUE(enable("always"));
-	during = map_kind(variant->kind);
+	during = map_kind(variant->kind, SIZE);
 	ASSERT_TRUE(enable("never"));
-	after = map_kind(variant->kind);
+	after = map_kind(variant->kind, SIZE);
 	ASSERT_TRUE(before != MAP_FAILED && during != MAP_FAILED &&
 		    after != MAP_FAILED);
 	fill_pages(before, 0, PAGES, SEED);
@@ -152,16 +152,16 @@ TEST_F(kernel, property_of_the_file)
 	EXPECT_EQ(0, shared_kb(before, SIZE));
 	EXPECT_EQ((long long)(SIZE >> 10), shared_kb(during, SIZE));
 	EXPECT_EQ(0, shared_kb(after, SIZE));
-	EXPECT_EQ(0, child_checks(during));
-	EXPECT_EQ(0, unmap_kind(variant->kind, before));
-	EXPECT_EQ(0, unmap_kind(variant->kind, during));
-	EXPECT_EQ(0, unmap_kind(variant->kind, after));
+	EXPECT_EQ(0, child_checks(during, SIZE));
+	EXPECT_EQ(0, unmap_kind(variant->kind, before, SIZE));
+	EXPECT_EQ(0, unmap_kind(variant->kind, during, SIZE));
+	EXPECT_EQ(0, unmap_kind(variant->kind, after, SIZE));
 }
 
 /* A part goes, moves, gets other rights: as everywhere */
 TEST_F(kernel, parts)
 {
-	char *map = map_kind(variant->kind), *moved;
+	char *map = map_kind(variant->kind, SIZE), *moved;
 
 	ASSERT_NE(MAP_FAILED, map);
 	fill_pages(map, 0, PAGES, SEED);
@@ -179,6 +179,74 @@ TEST_F(kernel, parts)
 	EXPECT_EQ(0, wrong_pages(map, 0, TABLE_PAGES, SEED));
 	EXPECT_EQ(0, munmap(map, TABLE_SIZE));
 	EXPECT_EQ(0, munmap(moved, TABLE_SIZE));
+}
+
+/* Of whole GiBs the level above is shared as well: a child finds all by one fault */
+#define GIB		(1UL << 30)
+#define GIB_TABLES	(GIB / TABLE_SIZE)
+
+static int child_faults(char *map)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	if (!pid) {
+		long before = faults();
+
+		for (size_t i = 0; i < GIB_TABLES; i++)
+			if (load64(map + i * TABLE_SIZE) != i)
+				_exit(255);
+		_exit(faults() - before > 254 ? 254 : faults() - before);
+	}
+	return pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status) ?
+	       WEXITSTATUS(status) : -1;
+}
+
+TEST_F(kernel, whole_gib)
+{
+	char *map = map_kind(variant->kind, GIB);
+
+	ASSERT_NE(MAP_FAILED, map);
+	EXPECT_EQ(0, (uintptr_t)map % GIB);
+	for (size_t i = 0; i < GIB_TABLES; i++)
+		store64(map + i * TABLE_SIZE, i);
+	EXPECT_EQ(1, child_faults(map));
+	/* Cut, it is links one level below, and whole again; SysV mappings do not merge */
+	ASSERT_EQ(0, mprotect(map + TABLE_SIZE, page_size(), PROT_READ));
+	EXPECT_LT(1, child_faults(map));
+	ASSERT_EQ(0, mprotect(map + TABLE_SIZE, page_size(), PROT_RW));
+	EXPECT_EQ(1, load64(map + TABLE_SIZE));
+	if (variant->kind != SYSV)
+		EXPECT_EQ(1, child_faults(map));
+	EXPECT_EQ(0, unmap_kind(variant->kind, map, GIB));
+}
+
+/* Such memory is protected as a whole, too */
+TEST(protected_gib)
+{
+	long long before;
+	char *map;
+	int fd;
+
+	if (!have_ptshare() || !have_protect())
+		SKIP(return, "not both features");
+	ASSERT_TRUE(enable("always"));
+	fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
+	enable("never");
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, GIB));
+	map = map_file(fd, 0, GIB, PROT_RW);
+	ASSERT_NE(MAP_FAILED, map);
+	for (size_t i = 0; i < GIB_TABLES; i++)
+		store64(map + i * TABLE_SIZE, i);
+	before = vmstat("ptshare_protect");
+	ASSERT_EQ(0, protect_pages(fd, 0, 0, MEMFD_PROTECT_DENY));
+	EXPECT_EQ(before + (long long)GIB_TABLES, vmstat("ptshare_protect"));
+	EXPECT_EQ(SIGBUS, try_store(map + 5 * TABLE_SIZE, 1));
+	ASSERT_EQ(0, unprotect_pages(fd, 0, 0));
+	EXPECT_EQ(0, try_store(map + 5 * TABLE_SIZE, 1));
+	munmap(map, GIB);
+	close(fd);
 }
 
 /* SysV segments: who is attached is counted, and shmdt() finds what is left */
@@ -249,6 +317,16 @@ TEST_F(sysv, attached)
 	EXPECT_EQ(-EINVAL, neg_errno(shmdt(reader)));
 }
 
+static size_t pages_present(const char *map)
+{
+	size_t nr = 0;
+
+	for (size_t i = 0; i < PAGES; i++)
+		nr += page_has(map + i * page_size(), PM_PRESENT);
+	return nr;
+}
+
+/* Reclaim leaves it alone, whether it was locked before it was mapped or after */
 TEST_F(sysv, locked_segment)
 {
 	char *map = shmat(self->id, NULL, 0);
@@ -256,6 +334,21 @@ TEST_F(sysv, locked_segment)
 	ASSERT_NE((char *)-1, map);
 	ASSERT_EQ(0, shmctl(self->id, SHM_LOCK, NULL));
 	fill_pages(map, 0, PAGES, SEED);
+	EXPECT_EQ((long long)(SIZE >> 10), shared_kb(map, SIZE));
+	ASSERT_EQ(0, madvise(map, SIZE, MADV_PAGEOUT));
+	EXPECT_EQ(PAGES, pages_present(map));
+	ASSERT_EQ(0, shmctl(self->id, SHM_UNLOCK, NULL));
+	if (field_of("/proc/meminfo", "SwapFree") > (long long)(SIZE >> 10)) {
+		for (int i = 0; i < 200 && pages_present(map); i++) {
+			ASSERT_EQ(0, madvise(map, SIZE, MADV_PAGEOUT));
+			usleep(5000);
+		}
+		EXPECT_EQ(0, pages_present(map));
+	}
+	EXPECT_EQ(0, wrong_pages(map, 0, PAGES, SEED));
+	ASSERT_EQ(0, shmctl(self->id, SHM_LOCK, NULL));
+	ASSERT_EQ(0, madvise(map, SIZE, MADV_PAGEOUT));
+	EXPECT_EQ(PAGES, pages_present(map));
 	EXPECT_EQ((long long)(SIZE >> 10), shared_kb(map, SIZE));
 	ASSERT_EQ(0, shmctl(self->id, SHM_UNLOCK, NULL));
 	EXPECT_EQ(0, shmdt(map));
@@ -269,7 +362,7 @@ TEST_F(sysv, removed)
 	ASSERT_NE((char *)-1, map);
 	ASSERT_EQ(0, shmctl(self->id, IPC_RMID, NULL));
 	fill_pages(map, 0, PAGES, SEED);
-	EXPECT_EQ(0, child_checks(map));
+	EXPECT_EQ(0, child_checks(map, SIZE));
 	EXPECT_EQ(0, shmdt(map));
 	EXPECT_EQ(-EINVAL, neg_errno(attached(self->id)));
 	self->id = -1;
@@ -388,6 +481,30 @@ TEST_F(mount, option)
 	close(late);
 }
 
+/* A tmpfs with huge pages as well: entries of whole GiBs are huge */
+TEST_F(mount, huge)
+{
+	char *map;
+	int fd;
+
+	if (mount_tmpfs("size=1100m,huge=always,ptshare=always"))
+		SKIP(return, "no huge pages of tmpfs");
+	EXPECT_TRUE(mount_has(DIR, "ptshare=always"));
+	EXPECT_TRUE(mount_has(DIR, "huge=always"));
+	fd = make_file("huge");
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, GIB));
+	map = map_file(fd, 0, GIB, PROT_RW);
+	ASSERT_NE(MAP_FAILED, map);
+	fill_pages(map, 0, PAGES, SEED);
+	EXPECT_EQ((long long)(SIZE >> 10), shared_kb(map, SIZE));
+	EXPECT_EQ((long long)(SIZE >> 10),
+		  smaps_sum(getpid(), map, GIB, "ShmemPmdMapped", NULL));
+	EXPECT_EQ(0, child_checks(map, GIB));
+	munmap(map, GIB);
+	close(fd);
+}
+
 TEST_F(mount, bad_value)
 {
 	EXPECT_EQ(-EINVAL, mount_tmpfs("ptshare=sometimes"));
@@ -443,7 +560,7 @@ TEST_F(mount, mount_goes)
 	EXPECT_EQ((long long)(SIZE >> 10), shared_kb(direct, SIZE));
 	ASSERT_EQ(0, umount2(DIR, MNT_DETACH));
 	close(fd);
-	EXPECT_EQ(0, child_checks(direct));
+	EXPECT_EQ(0, child_checks(direct, SIZE));
 	EXPECT_EQ(0, munmap(direct, SIZE));
 }
 
@@ -468,7 +585,7 @@ TEST_F(mount, readers)
 	EXPECT_EQ(-EACCES, neg_errno(mprotect(reader, SIZE, PROT_RW)));
 	ASSERT_EQ(0, unlink(DIR "/file"));
 	EXPECT_EQ((long long)(SIZE >> 10), file_shares(fd));
-	EXPECT_EQ(0, child_checks(map));
+	EXPECT_EQ(0, child_checks(map, SIZE));
 	munmap(map, SIZE);
 	munmap(reader, SIZE);
 	close(ro);

@@ -18,6 +18,7 @@
 #include "ptshare_common.h"
 
 #include <linux/mempolicy.h>
+#include <sys/mount.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 
@@ -31,6 +32,9 @@
 #define NUMA_DIR	"/sys/kernel/debug/sched/numa_balancing"
 #define NUMA_SWITCH	"/proc/sys/kernel/numa_balancing"
 #define CGROUP_DIR	"/sys/fs/cgroup"
+
+/* A table one level up maps so many */
+#define GIB_TABLES	512UL
 
 #define SEED		5
 #define THE_PAGE	5
@@ -309,8 +313,8 @@ static void scenario_flush(struct scene *s)
 	peer_kill(&peer);
 }
 
-/* Protection takes write access away, and the spinner has to notice */
-static void scenario_flush_protect(struct scene *s)
+/* Protection of some pages takes write access away, and the spinner has to notice */
+static void play_flush_protect(struct scene *s, size_t tables, size_t first, size_t nr)
 {
 	struct spin_state *state = spin_state_alloc();
 	struct spinner spinner;
@@ -321,7 +325,7 @@ static void scenario_flush_protect(struct scene *s)
 		skip(s, "no CONFIG_MEMFD_PROTECT");
 		return;
 	}
-	if (!two_cpus(s) || !stage(s, 1, MFD_ALLOW_PROTECT) ||
+	if (!two_cpus(s) || !stage(s, tables, MFD_ALLOW_PROTECT) ||
 	    !stage_peer(s, &peer, PROT_RW))
 		return;
 	pin_to_cpu(0, 0);
@@ -330,7 +334,7 @@ static void scenario_flush_protect(struct scene *s)
 			skip(s, "no spinner");
 			break;
 		}
-		if (protect_pages(s->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY)) {
+		if (protect_pages(s->fd, first, nr, MEMFD_PROTECT_DENY)) {
 			skip(s, "no protection");
 			break;
 		}
@@ -340,9 +344,20 @@ static void scenario_flush_protect(struct scene *s)
 		/* One may have been made before, and not been counted yet */
 		s->violations += state->stores > stores + 1;
 		spinner_stop(&spinner);
-		unprotect_pages(s->fd, THE_PAGE, 1);
+		unprotect_pages(s->fd, first, nr);
 	}
 	peer_kill(&peer);
+}
+
+static void scenario_flush_protect(struct scene *s)
+{
+	play_flush_protect(s, 1, THE_PAGE, 1);
+}
+
+/* One level up: a table as a whole */
+static void scenario_flush_table(struct scene *s)
+{
+	play_flush_protect(s, GIB_TABLES, 0, 0);
 }
 
 /*
@@ -438,7 +453,7 @@ static void *spin_thread(void *arg)
 }
 
 /* Unmaps while a thread stores: it must stop */
-static void unmap_and_look(struct scene *s, char *map)
+static void unmap_and_look(struct scene *s, char *map, size_t len)
 {
 	struct spin_state state = {
 		.word = (volatile uint64_t *)(map + THE_OFFSET),
@@ -450,7 +465,7 @@ static void unmap_and_look(struct scene *s, char *map)
 		return;
 	while (state.stores < 1000 && now_ns() < end)
 		usleep(100);
-	if (munmap(map, TABLE_SIZE))
+	if (munmap(map, len))
 		skip(s, "munmap");
 	stores = state.stores;
 	s->tries++;
@@ -463,25 +478,39 @@ static void unmap_and_look(struct scene *s, char *map)
 	s->violations += state.out.sig != SIGSEGV;
 }
 
-static void scenario_unlink_flush(struct scene *s)
+/* @align: the number of tables that a link is for */
+static void play_unlink_flush(struct scene *s, size_t tables, size_t align)
 {
+	size_t len = tables * TABLE_SIZE;
 	char *area, *map;
 
-	if (!two_cpus(s) || !stage(s, 1, 0))
+	if (!two_cpus(s) || !stage(s, tables, 0))
 		return;
 	pin_to_cpu(0, 0);
 	for (unsigned int i = 0; goes_on(s, i); i++) {
 		/* With neighbours, so that no upper level is freed too */
-		area = reserve(3 * TABLE_SIZE);
+		area = reserve(len + 2 * align * TABLE_SIZE);
 		if (area == MAP_FAILED)
 			break;
-		map = map_at(area + TABLE_SIZE, s->fd, 0, TABLE_SIZE, PROT_RW);
+		map = (char *)(((uintptr_t)area / (align * TABLE_SIZE) + 1) *
+			       align * TABLE_SIZE);
+		map = map_at(map, s->fd, 0, len, PROT_RW);
 		if (map == MAP_FAILED)
 			break;
 		store64(map + THE_OFFSET, 1);
-		unmap_and_look(s, map);
-		munmap(area, 3 * TABLE_SIZE);
+		unmap_and_look(s, map, len);
+		munmap(area, len + 2 * align * TABLE_SIZE);
 	}
+}
+
+static void scenario_unlink_flush(struct scene *s)
+{
+	play_unlink_flush(s, 1, 1);
+}
+
+static void scenario_unlink_flush_gib(struct scene *s)
+{
+	play_unlink_flush(s, GIB_TABLES, GIB_TABLES);
 }
 
 /* unlink: tables are freed only when no mapping is left */
@@ -945,15 +974,17 @@ static void punch_and_look(struct scene *s, struct peer *p, int fd, char *map)
 	}
 }
 
-static void play_notifier(struct scene *s, bool map_first)
+static void play_notifier(struct scene *s, size_t tables, bool map_first)
 {
 	struct peer peer = { 0 };
 	char *map;
 	int fd;
 
-	if (!stage(s, 1, 0) || !stage_peer(s, &peer, PROT_RW))
+	if (!stage(s, tables, 0) || !stage_peer(s, &peer, PROT_RW))
 		return;
+	peer.arg->len = TABLE_SIZE;
 	peer_call(&peer, peer_fill);
+	peer.arg->len = s->len;
 	map = map_first ? stage_map(s) : NULL;
 	if (map)
 		wrong_pages(map, 0, TABLE_PAGES, SEED);
@@ -971,12 +1002,17 @@ static void play_notifier(struct scene *s, bool map_first)
 
 static void scenario_notifier(struct scene *s)
 {
-	play_notifier(s, true);
+	play_notifier(s, 1, true);
+}
+
+static void scenario_notifier_gib(struct scene *s)
+{
+	play_notifier(s, GIB_TABLES, true);
 }
 
 static void scenario_notifier_mmap(struct scene *s)
 {
-	play_notifier(s, false);
+	play_notifier(s, 1, false);
 }
 
 /* charge: pages are charged to who faults them in */
@@ -1067,6 +1103,42 @@ static void scenario_recency(struct scene *s)
 		skip(s, "nothing reclaimed");
 	s->tries++;
 	s->violations += gone[1] * 4 > gone[0];
+	group_end(&group, &peer);
+}
+
+/* What a secondary MMU of a guest uses stays as well, although no accessed bit says so */
+static void scenario_notifier_young(struct scene *s)
+{
+	struct peer peer = { 0 };
+	size_t before[2], gone[2];
+	struct group group;
+	char *map;
+	long ret;
+	int fd;
+
+	if (!have_swap(s) || !stage(s, 16, 0) ||
+	    !stage_peer(s, &peer, PROT_RW) || !group_start(s, &group, &peer))
+		return;
+	map = stage_map(s);
+	fd = open(DEBUG_DIR "/mmu_notifier", O_RDWR | O_CLOEXEC);
+	if (!map || fd < 0 || write(fd, "1", 1) != 1) {
+		skip(s, "no MMU notifier");
+		group_end(&group, &peer);
+		return;
+	}
+	answers(&peer, peer_fill, &ret);
+	wrong_pages(map, 0, s->len / page_size(), SEED);
+	/* All have been used: it has to look at all, before any can go */
+	group_reclaim(&group, s->len / 64);
+	pages_gone(s, before);
+	group_reclaim(&group, s->len / 4);
+	if (!pages_gone(s, gone))
+		skip(s, "no mincore()");
+	gone[0] += gone[1] - before[0] - before[1];
+	scene_note(s, "%zu pages are gone", gone[0]);
+	s->tries++;
+	s->violations += gone[0] > s->len / page_size() / 16;
+	close(fd);
 	group_end(&group, &peer);
 }
 
@@ -1444,7 +1516,7 @@ static void scenario_guards(struct scene *s)
 #define RULE(name)	DEBUG_DIR "/disable/" name
 
 /*
- * alone, join, push_down, gup, gup_fast: memfd_protect() of a table as a whole. All of
+ * alone, join, push_down, link, gup, gup_fast: memfd_protect() of a table as a whole. All of
  * the file is denied; its page has an entry that could be written.
  */
 static char *stage_denied(struct scene *s)
@@ -1455,7 +1527,7 @@ static char *stage_denied(struct scene *s)
 		skip(s, "no CONFIG_MEMFD_PROTECT");
 		return NULL;
 	}
-	if (!stage(s, 512, MFD_ALLOW_PROTECT))
+	if (!stage(s, GIB_TABLES, MFD_ALLOW_PROTECT))
 		return NULL;
 	map = stage_map(s);
 	if (!map)
@@ -1473,7 +1545,7 @@ static char *map_aslant(struct scene *s)
 {
 	char *area = reserve(s->len + TABLE_SIZE);
 
-	if (!((uintptr_t)area % (512 * TABLE_SIZE)))
+	if (!((uintptr_t)area % (GIB_TABLES * TABLE_SIZE)))
 		area += TABLE_SIZE;
 	return map_at(area, s->fd, 0, s->len, PROT_RW);
 }
@@ -1508,6 +1580,50 @@ static void scenario_join(struct scene *s)
 	load64(aslant + THE_OFFSET);
 	expect_denied(s, aslant + THE_OFFSET);
 	expect_denied(s, map + THE_OFFSET);
+}
+
+/*
+ * link: the table denies, its entry does not. A fault that only looks at the latter has
+ * nothing to do, again and again.
+ */
+static void scenario_link(struct scene *s)
+{
+	uint64_t end = now_ns() + LONG_MS * 1000000ULL;
+	char *map = stage_denied(s);
+	int status = -1;
+	pid_t pid;
+
+	if (!map)
+		return;
+	pid = fork();
+	if (!pid)
+		_exit(try_store(map + THE_OFFSET, 1) != SIGBUS);
+	while (waitpid(pid, &status, WNOHANG) == 0 && now_ns() < end)
+		usleep(1000);
+	kill(pid, SIGKILL);
+	s->tries++;
+	s->violations += status != 0;
+}
+
+/* possible: on Xen's paravirtual machines nothing shares, and who asks is told */
+static void scenario_possible(struct scene *s)
+{
+	static const char enabled[] = "/sys/kernel/mm/ptshare/shmem_enabled";
+	static const char dir[] = "/tmp/ptshare_possible";
+
+	s->tries++;
+	s->violations += share_memfd(0) == -EINVAL;
+	mkdir(dir, 0755);
+	if (mount("none", dir, "tmpfs", 0, "ptshare=always"))
+		s->violations += errno == EINVAL;
+	else
+		umount(dir);
+	rmdir(dir);
+	if (write_file(enabled, "always"))
+		write_file(enabled, "never");
+	else
+		s->violations += errno == EINVAL;
+	scene_note(s, "%u of 3 refused", s->violations);
 }
 
 static void scenario_push_down(struct scene *s)
@@ -1609,8 +1725,10 @@ static const struct scenario {
 } scenarios[] = {
 	{ "flush", RULE("flush"), scenario_flush, 40 },
 	{ "flush_protect", RULE("flush"), scenario_flush_protect, 40 },
+	{ "flush_table", RULE("flush"), scenario_flush_table, 40 },
 	{ "batch", RULE("batch"), scenario_batch, 15, true },
 	{ "unlink_flush", RULE("unlink_flush"), scenario_unlink_flush, 20 },
+	{ "unlink_flush_gib", RULE("unlink_flush"), scenario_unlink_flush_gib, 20 },
 	{ "unlink", RULE("unlink"), scenario_unlink, 8, true },
 	{ "class", RULE("class"), scenario_class },
 	{ "class_mprotect", RULE("class"), scenario_class_mprotect },
@@ -1622,7 +1740,9 @@ static const struct scenario {
 	{ "lock", RULE("lock"), scenario_lock },
 	{ "soft_dirty", RULE("soft_dirty"), scenario_soft_dirty, 20 },
 	{ "notifier", RULE("notifier"), scenario_notifier, 20 },
+	{ "notifier_gib", RULE("notifier"), scenario_notifier_gib, 20 },
 	{ "notifier_mmap", RULE("notifier"), scenario_notifier_mmap, 20 },
+	{ "notifier_young", RULE("notifier"), scenario_notifier_young },
 	{ "charge", RULE("charge"), scenario_charge },
 	{ "recency", RULE("recency"), scenario_recency },
 	{ "mapcount", RULE("mapcount"), scenario_mapcount },
@@ -1634,10 +1754,12 @@ static const struct scenario {
 	{ "alone", RULE("alone"), scenario_alone },
 	{ "join", RULE("join"), scenario_join },
 	{ "push_down", RULE("push_down"), scenario_push_down },
+	{ "link", RULE("link"), scenario_link },
 	{ "gup", RULE("gup"), scenario_gup },
 	{ "gup_fast", RULE("gup_fast"), scenario_gup_fast },
 	{ "huge", MEMFD_DEBUG_DIR "/disable/huge", scenario_huge },
 	{ "huge_migration", MEMFD_DEBUG_DIR "/disable/pmd", scenario_huge_migration },
+	{ "possible", RULE("possible"), scenario_possible },
 	{ "ask_window", NULL, scenario_ask_window, 20, .delay = "ask",
 	  .delay_us = 30000 },
 	{ "ask_wait_window", NULL, scenario_ask_wait_window, 20,

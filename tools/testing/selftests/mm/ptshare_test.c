@@ -13,7 +13,6 @@
 
 #include <sys/mount.h>
 #include <sys/ptrace.h>
-#include <sys/resource.h>
 #include <liburing.h>
 #include <linux/fs.h>
 #include <linux/futex.h>
@@ -519,14 +518,11 @@ TEST_F(pair, forked_from_locked)
 static long peer_count_faults(void *data)
 {
 	struct peer_arg *arg = data;
-	struct rusage before, after;
+	long before = faults();
 
-	getrusage(RUSAGE_SELF, &before);
 	arg->value = wrong_pages(arg->map, arg->offset / page_size(),
 				 arg->len / page_size(), arg->seed);
-	getrusage(RUSAGE_SELF, &after);
-	return after.ru_minflt - before.ru_minflt +
-	       after.ru_majflt - before.ru_majflt;
+	return faults() - before;
 }
 
 static long peer_nothing(void *data)
@@ -2822,6 +2818,7 @@ static bool thp_set(const char *path, const char *text, char *old, size_t size)
 		return false;
 	word[strcspn(word, "]")] = 0;
 	memmove(old, word + 1, strlen(word));
+	khugepaged_stop();
 	return write_file(path, text);
 }
 
@@ -2927,7 +2924,7 @@ TEST_F(pair, khugepaged)
 		EXPECT_EQ(0, wrong_pages(self->map, 0, FILE_PAGES, SEED));
 		EXPECT_EQ(0, peer_call(&self->peer, peer_fill));
 	}
-	write_file(THP_DIR "/khugepaged/scan_sleep_millisecs", "10000");
+	khugepaged_stop();
 	write_file(THP_DIR "/khugepaged/alloc_sleep_millisecs", "60000");
 	write_file(THP_SHMEM, old);
 	EXPECT_RIGHT_SHARED(self);
@@ -4713,14 +4710,6 @@ static unsigned int tlb_map_fixed(struct tlb_scene *s)
 	return s->violations;
 }
 
-static long faults_of_process(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_minflt + usage.ru_majflt;
-}
-
 /*
  * Sole mapper: reclaim takes the entry of just the page that it stores to. The
  * spinner faults at once, and so keeps the page; if it does not, its stores are
@@ -4732,7 +4721,7 @@ static unsigned int tlb_pageout(struct tlb_scene *s)
 	char *page = s->map + (s->offset & -4096UL);
 	static char any[8192];
 	long long out;
-	long faults;
+	long before;
 
 	if (!have_swap()) {
 		s->skip = "no swap";
@@ -4744,11 +4733,11 @@ static unsigned int tlb_pageout(struct tlb_scene *s)
 		any[4096] = 1;
 		move_to_node(0, any + 4096, 1, 0, MPOL_MF_MOVE);
 		out = vmstat("pswpout");
-		faults = faults_of_process();
+		before = faults();
 		madvise(page, 4096, MADV_PAGEOUT);
 		tlb_count_lost_stores(s);
 		/* Spared: it does not count */
-		s->tries -= faults_of_process() == faults &&
+		s->tries -= faults() == before &&
 			    vmstat("pswpout") == out;
 	}
 	s->violations += tlb_thread_stop(s) != 0;
