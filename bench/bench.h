@@ -77,6 +77,16 @@ static inline long figure(const char *path, const char *name)
 	return value;
 }
 
+/* What processors have counted for themselves is in /proc/meminfo then */
+static inline void stat_refresh(void)
+{
+	int fd = open("/proc/sys/vm/stat_refresh", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, "1", 1) != 1)
+		err(1, "stat_refresh");
+	close(fd);
+}
+
 static inline int memfd(unsigned int flags, uint64_t size)
 {
 	int fd = syscall(__NR_memfd_create, "bench",

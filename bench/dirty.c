@@ -7,16 +7,16 @@
  * itself.
  */
 #include "pool.h"
+#include "uffd.h"
 
 #include <linux/fs.h>
-#include <linux/userfaultfd.h>
 
 #define WRITE_SIZE	(64 * MIB)
 #define MAX_RANGES	(GIB / PAGE)
 #define SOFT_DIRTY	(1ULL << 55)	/* of /proc/PID/pagemap */
 
 enum how { SHARED, ORDINARY, UFFD, SOFTDIRTY, HOWS };
-enum todo { NOTHING, MAP, WRITE_ALL, TRACK, WRITE_SOME, HARVEST };
+enum todo { NOTHING, MAP, WRITE_ALL, WRITE_OWN, TRACK, WRITE_SOME, HARVEST };
 
 /* For the processes; they are forked after these are set */
 static enum how how;
@@ -33,24 +33,6 @@ static unsigned int member_nr;
 static char *map;
 static int uffd, pagemap, clear_refs;
 
-static void uffd_register(void)
-{
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
-			    UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC,
-	};
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)map, size },
-		.mode = UFFDIO_REGISTER_MODE_WP,
-	};
-
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) ||
-	    ioctl(uffd, UFFDIO_REGISTER, &reg))
-		err(1, "userfaultfd");
-}
-
 static void clear_soft_dirty(void)
 {
 	if (pwrite(clear_refs, "4", 1, 0) != 1)
@@ -60,20 +42,16 @@ static void clear_soft_dirty(void)
 /* From now on stores are noted */
 static void track(void)
 {
-	struct uffdio_writeprotect wp = {
-		.range = { (uintptr_t)map, size },
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
-	};
-
-	if (how == UFFD && ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
-		err(1, "UFFDIO_WRITEPROTECT");
+	if (how == UFFD)
+		uffd_protect(uffd, map, size, true);
 	if (how == SOFTDIRTY)
 		clear_soft_dirty();
 }
 
+static struct page_region regions[MAX_RANGES];
+
 static unsigned long scan_pagemap(void)
 {
-	static struct page_region regions[MAX_RANGES];
 	struct pm_scan_arg arg = {
 		.size = sizeof(arg),
 		.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
@@ -128,11 +106,18 @@ static void act(unsigned int member, char todo)
 			(void)*(volatile char *)(map + at);
 		pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 		clear_refs = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
-		if (how == UFFD)
-			uffd_register();
+		if (how == UFFD) {
+			uffd = uffd_open(map, size, UFFD_ASYNC, 0);
+			/* Not to be faulted in while time is taken */
+			memset(regions, 1, sizeof(regions));
+		}
 		break;
 	case WRITE_ALL:
 		write_pages(map, size, PAGE);
+		break;
+	case WRITE_OWN:
+		for (size_t at = member_nr * PAGE; at < size; at += processes * PAGE)
+			*(volatile char *)(map + at) = 1;
 		break;
 	case TRACK:
 		track();
@@ -195,9 +180,10 @@ static bool is_ours(enum how which)
 	return which == SHARED || which == ORDINARY;
 }
 
+static struct memfd_range ranges[MAX_RANGES];
+
 static unsigned long take_log(int nfd)
 {
-	static struct memfd_range ranges[MAX_RANGES];
 	struct memfd_scan scan = {
 		.end = size, .ranges = (uintptr_t)ranges,
 		.nr_ranges = MAX_RANGES, .flags = MEMFD_SCAN_REPROTECT,
@@ -212,18 +198,19 @@ static unsigned long take_log(int nfd)
 	return pages;
 }
 
-/* All processes store to all pages, each of which is to be noted */
-static void first_writes(enum how which, unsigned int nr, struct series *ns,
+/* Processes store to all pages, or share them out; each is to be noted */
+static void first_writes(enum how which, unsigned int nr, bool own, struct series *ns,
 			 struct series *faults, int rounds)
 {
 	struct pool p;
 	int nfd = -1;
 
+	memset(ranges, 1, sizeof(ranges));
 	start(&p, which, nr, WRITE_SIZE);
 	if (is_ours(which))
 		nfd = notify(file);
 	for (int i = 0; i < rounds; i++) {
-		double pages = (double)nr * (WRITE_SIZE / PAGE);
+		double pages = (own ? 1.0 : nr) * (WRITE_SIZE / PAGE);
 		uint64_t begin;
 		long before;
 
@@ -234,7 +221,7 @@ static void first_writes(enum how which, unsigned int nr, struct series *ns,
 			tell_all(&p, TRACK);
 		before = figure("/proc/vmstat", "pgfault ");
 		begin = now_ns();
-		tell_all(&p, WRITE_ALL);
+		tell_all(&p, own ? WRITE_OWN : WRITE_ALL);
 		add(ns, (now_ns() - begin) / pages);
 		add(faults, (figure("/proc/vmstat", "pgfault ") - before) / pages);
 		if (is_ours(which))
@@ -280,14 +267,15 @@ static void complete(struct comparison *c)
 		c->rows[1][i]->theirs = c->rows[0][i]->theirs;
 }
 
-static void write_all_of(unsigned int nr, int rounds)
+static void write_all_of(unsigned int nr, bool own, int rounds)
 {
-	struct comparison ns = compare_all(nr, "ns a page", "first store to each page of 64 MiB, logged");
-	struct comparison faults = compare_all(nr, "faults a page",
-					       "first store to each page of 64 MiB, logged");
+	const char *what = own ? "first store to each page of 64 MiB by one of all, logged" :
+				 "first store to each page of 64 MiB, logged";
+	struct comparison ns = compare_all(nr, "ns a page", what);
+	struct comparison faults = compare_all(nr, "faults a page", what);
 
 	for (enum how which = 0; which < HOWS; which++)
-		first_writes(which, nr, series_of(&ns, which),
+		first_writes(which, nr, own, series_of(&ns, which),
 			     series_of(&faults, which), rounds);
 	complete(&ns);
 	complete(&faults);
@@ -365,7 +353,9 @@ int main(int argc, char **argv)
 	if (common == MAP_FAILED)
 		err(1, "mmap");
 	for (int i = 0; i < (quick ? 1 : 3); i++)
-		write_all_of(writers[i], quick ? 1 : 3);
+		write_all_of(writers[i], false, quick ? 1 : 3);
+	for (int i = 1; i < (quick ? 0 : 3); i++)
+		write_all_of(writers[i], true, 3);
 	for (int i = 0; i < (quick ? 1 : 3); i++)
 		harvest_all(mappers[i]);
 	return report("Which pages were written",

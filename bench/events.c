@@ -5,9 +5,8 @@
  * and allow each. Beside userfaultfd, with the same readers. All on one processor, so
  * that work is counted, and not who waits for whom.
  */
-#include "bench.h"
+#include "uffd.h"
 
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
@@ -60,14 +59,8 @@ static long serve_uffd(void)
 	if (n < 0)
 		return errno == EAGAIN ? 0 : -1;
 	n /= sizeof(msgs[0]);
-	for (long i = 0; i < n; i++) {
-		struct uffdio_writeprotect wp = {
-			.range = { msgs[i].arg.pagefault.address & -PAGE, PAGE },
-		};
-
-		if (ioctl(event_fd, UFFDIO_WRITEPROTECT, &wp))
-			return -1;
-	}
+	for (long i = 0; i < n; i++)
+		uffd_allow(event_fd, &msgs[i]);
 	return n;
 }
 
@@ -140,19 +133,11 @@ static void with_memfd(unsigned int readers, struct series *us, struct series *b
 
 static void with_uffd(unsigned int readers, struct series *us, struct series *batch)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM };
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_WP };
-	struct uffdio_writeprotect wp = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
-
 	fd = memfd(0, SIZE);
 	map = map_shared(fd, SIZE);
 	write_pages(map, SIZE, PAGE);
-	reg.range = wp.range = (struct uffdio_range){ (uintptr_t)map, SIZE };
-	event_fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (event_fd < 0 || ioctl(event_fd, UFFDIO_API, &api) ||
-	    ioctl(event_fd, UFFDIO_REGISTER, &reg) ||
-	    ioctl(event_fd, UFFDIO_WRITEPROTECT, &wp))
-		err(1, "userfaultfd");
+	event_fd = uffd_open(map, SIZE, UFFD_WAIT, O_NONBLOCK);
+	uffd_protect(event_fd, map, SIZE, true);
 	run_threads(readers, serve_uffd, us, batch);
 	close(event_fd);
 	munmap(map, SIZE);

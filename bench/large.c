@@ -12,7 +12,7 @@
 #include <sys/prctl.h>
 
 #define ROUNDS		5
-#define MAX_PROCESSES	256
+#define MAX_PROCESSES	1000
 
 static unsigned int rounds = ROUNDS;
 
@@ -294,6 +294,47 @@ static void measure_join(void)
 		     &nr[1][1], 64), "without sharing", &nr[0][1]);
 }
 
+static void look(double kb[2])
+{
+	stat_refresh();
+	kb[0] = figure("/proc/meminfo", "PageTables:");
+	kb[1] = figure("/proc/meminfo", "Slab:");
+}
+
+/* What there is while so many processes have all of a file mapped, and have used it */
+static void crowd(unsigned int nr, size_t size, double kb[2])
+{
+	static struct sleepers sleepers;
+	int fd = memfd(MFD_SHARE_PGTABLES, size);
+	double before[2];
+
+	look(before);
+	sleepers_start(&sleepers, nr, fd, size);
+	look(kb);
+	for (int i = 0; i < 2; i++)
+		kb[i] -= before[i];
+	sleepers_stop(&sleepers);
+	close(fd);
+}
+
+/* The tables of the file are among it */
+static void measure_crowd(void)
+{
+	unsigned int nr = quick ? 100 : 1000;
+	struct series kb[2] = { 0 };
+	double small[2], large[2];
+
+	crowd(nr, PAGE, small);
+	crowd(nr, 64 * GIB, large);
+	for (int i = 0; i < 2; i++)
+		add(&kb[i], (large[i] - small[i]) / nr);
+	line("page tables of 64 GiB that all map, each", nr, "kB", &kb[0], 0);
+	kb[0].nr = 0;
+	add(&kb[0], (large[0] - small[0] - 64 * GIB / TABLE * 4) / nr);
+	line("the same without the file's own of the lowest level, each", nr, "kB", &kb[0], 12);
+	line("other memory of the kernel, each", nr, "kB", &kb[1], 0);
+}
+
 int main(int argc, char **argv)
 {
 	open_results(argc, argv);
@@ -301,5 +342,6 @@ int main(int argc, char **argv)
 		rounds = 1;
 	measure_protect();
 	measure_join();
+	measure_crowd();
 	return report("Large files", "Resident memory is mapped and written by all processes, which are asleep then.");
 }

@@ -4,13 +4,12 @@
  * to a memfd that all of them map: whether twice as many do twice as much, and what a
  * plain memfd and userfaultfd do beside. While nothing is protected, while all is
  * logged, while the log is taken again and again, and while each store waits to be
- * allowed.
+ * allowed. userfaultfd's reader has one of its own for each process.
  *
  * Time is real, and that of QEMU: nothing is repeatable but what is far from 1.
  */
-#include "bench.h"
+#include "uffd.h"
 
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -42,6 +41,18 @@ static struct {
 static int file, nfd, ready[2], go[2], done[2];
 static char *thread_map;	/* of all threads */
 
+/* Of userfaultfd, one for all threads or one for each process; theirs at first */
+static struct {
+	int nr;
+	struct pollfd fd[MAX_WORKERS];
+} uffds;
+
+/* What a worker says when it is ready */
+struct greeting {
+	pid_t pid;
+	int uffd;
+};
+
 /* The pages of a worker: a part of the file, or every so manieth */
 static void store_pages(char *map, unsigned int id, bool store)
 {
@@ -58,47 +69,34 @@ static void store_pages(char *map, unsigned int id, bool store)
 	}
 }
 
-static void uffd_log(char *map)
+/* Maps the file. Returns the descriptor of userfaultfd, or -1. */
+static int map_file(char **map)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED |
-			    UFFD_FEATURE_WP_ASYNC,
-	};
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)map, test.size }, .mode = UFFDIO_REGISTER_MODE_WP,
-	};
-	struct uffdio_writeprotect wp = {
-		.range = { (uintptr_t)map, test.size }, .mode = UFFDIO_WRITEPROTECT_MODE_WP,
-	};
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	int uffd;
 
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg) ||
-	    ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
-		err(1, "userfaultfd");
-}
-
-static char *map_file(void)
-{
-	char *map = map_shared(file, test.size);
-
-	if (test.how == UFFD)
-		uffd_log(map);
-	return map;
+	*map = map_shared(file, test.size);
+	if (test.how != UFFD)
+		return -1;
+	uffd = test.mode == WAITING ? uffd_open(*map, test.size, UFFD_WAIT, O_NONBLOCK) :
+				      uffd_open(*map, test.size, UFFD_ASYNC, 0);
+	uffd_protect(uffd, *map, test.size, true);
+	return uffd;
 }
 
 static void *worker(void *arg)
 {
+	struct greeting hello = { .pid = getpid(), .uffd = -1 };
 	unsigned int id = (unsigned long)arg;
 	char *map = thread_map, c = 0;
 
 	run_on(id);
 	if (!map)
-		map = map_file();
+		hello.uffd = map_file(&map);
 	/* Then it is about the write bit alone */
 	if (test.mode != NOTHING)
 		store_pages(map, id, false);
-	if (write(ready[1], &c, 1) != 1 || read(go[0], &c, 1) != 1)
+	if (write(ready[1], &hello, sizeof(hello)) != sizeof(hello) ||
+	    read(go[0], &c, 1) != 1)
 		err(1, "pipe");
 	store_pages(map, id, true);
 	if (write(done[1], &c, 1) != 1)
@@ -154,6 +152,22 @@ static void allow_events(void)
 	pages_served += n;
 }
 
+static void allow_uffd_events(void)
+{
+	struct uffd_msg msgs[BATCH];
+
+	if (poll(uffds.fd, uffds.nr, 10) < 1)
+		return;
+	for (int i = 0; i < uffds.nr; i++) {
+		long n = read(uffds.fd[i].fd, msgs, sizeof(msgs));
+
+		if (n < 0 && errno != EAGAIN)
+			err(1, "read of userfaultfd");
+		for (n = n < 0 ? 0 : n / sizeof(msgs[0]); n--; pages_served++)
+			uffd_allow(uffds.fd[i].fd, &msgs[n]);
+	}
+}
+
 static void *serve(void *arg)
 {
 	void (*something)(void) = arg;
@@ -195,13 +209,44 @@ static void start(pthread_t *threads, pid_t *pids)
 	}
 }
 
-static void wait_all(int fd)
+static void add_uffd(int fd)
+{
+	uffds.fd[uffds.nr++] = (struct pollfd){ .fd = fd, .events = POLLIN };
+}
+
+static void wait_ready(void)
+{
+	struct greeting hello;
+
+	for (unsigned int i = 0; i < test.workers; i++) {
+		int pidfd, fd;
+
+		if (read(ready[0], &hello, sizeof(hello)) != sizeof(hello))
+			err(1, "pipe");
+		if (hello.uffd < 0)
+			continue;
+		pidfd = syscall(__NR_pidfd_open, hello.pid, 0);
+		fd = syscall(__NR_pidfd_getfd, pidfd, hello.uffd, 0);
+		if (fd < 0)
+			err(1, "pidfd_getfd");
+		close(pidfd);
+		add_uffd(fd);
+	}
+}
+
+static void wait_done(void)
 {
 	char c;
 
 	for (unsigned int i = 0; i < test.workers; i++)
-		if (read(fd, &c, 1) != 1)
+		if (read(done[0], &c, 1) != 1)
 			err(1, "pipe");
+}
+
+static void close_uffds(void)
+{
+	while (uffds.nr)
+		close(uffds.fd[--uffds.nr].fd);
 }
 
 static void join(pthread_t *threads, pid_t *pids)
@@ -231,7 +276,9 @@ static double measure(void)
 	};
 	static const char bytes[MAX_WORKERS];
 	bool protected = test.mode && test.how < PLAIN;
-	bool served = protected && test.mode != LOGGED;
+	bool served = test.mode == WAITING || test.mode == TAKEN;
+	void (*server)(void) = test.how == UFFD ? allow_uffd_events :
+			       test.mode == WAITING ? allow_events : take_log_at_times;
 	pthread_t threads[MAX_WORKERS], helper;
 	pid_t pids[MAX_WORKERS];
 	uint64_t ns;
@@ -239,30 +286,36 @@ static double measure(void)
 	stop = false;
 	pages_served = 0;
 	make_file();
-	thread_map = test.processes ? NULL : map_file();
+	thread_map = NULL;
+	if (!test.processes) {
+		int uffd = map_file(&thread_map);
+
+		if (uffd >= 0)
+			add_uffd(uffd);
+	}
 	nfd = protected ? notify(file) : -1;
 	start(threads, pids);
-	wait_all(ready[0]);
+	wait_ready();
 	if (protected)
 		protect(file, 0, test.size, modes[test.mode]);
 	if (served)
-		pthread_create(&helper, NULL, serve,
-			       test.mode == WAITING ? allow_events : take_log_at_times);
+		pthread_create(&helper, NULL, serve, server);
 	ns = now_ns();
 	if (write(go[1], bytes, test.workers) != test.workers)
 		err(1, "pipe");
-	wait_all(done[0]);
+	wait_done();
 	ns = now_ns() - ns;
 	stop = true;
 	if (served)
 		pthread_join(helper, NULL);
 	if (protected && test.mode != WAITING)
 		take_log();
-	if (protected && !right_number(pages_served, test.size / PAGE))
+	if ((protected || served) && !right_number(pages_served, test.size / PAGE))
 		errx(1, "%s: %lu pages of %lu", names[test.how], pages_served, test.size / PAGE);
 	join(threads, pids);
 	if (nfd >= 0)
 		close(nfd);
+	close_uffds();
 	if (thread_map)
 		munmap(thread_map, test.size);
 	close(file);
@@ -336,9 +389,9 @@ int main(int argc, char **argv)
 		test.processes = processes;
 		test.size = (quick ? 8 : 64) * MIB;
 		test.mode = NOTHING;
-		measure_all("first store, page tables of their own", PLAIN, rounds);
+		measure_all("first store, each a part", PLAIN, rounds);
 		test.tables = true;
-		measure_all("first store, the same page tables", PLAIN, rounds);
+		measure_all("first store, pages in turn", PLAIN, rounds);
 		test.tables = false;
 		test.mode = LOGGED;
 		measure_all("logged store", UFFD, rounds);
@@ -346,8 +399,8 @@ int main(int argc, char **argv)
 		measure_all("logged store, the log is taken all the time", HOWS, rounds);
 		test.mode = WAITING;
 		test.size = 8 * MIB;
-		measure_all("store that waits, one reader allows", HOWS, rounds);
+		measure_all("store that waits, one reader allows", UFFD, rounds);
 	}
 	return report("At the same time on several processors",
-		      "N threads or processes store to each page of a memfd once, each to pages of its own: a part of the file, so that they use page tables of their own, or pages in turn. \\\"Times one\\\": stores in the same time, as many times as one does. The guest's processors are threads of the host: more than the host has take turns.");
+		      "N threads or processes store to each page of a memfd once, each to pages of its own: a part of the file, so that no two use the same page table, or pages in turn, so that those who share page tables, or an address space, use the same. \\\"Times one\\\": stores in the same time, as many times as one does. The guest's processors are threads of the host: more than the host has take turns.");
 }

@@ -5,9 +5,9 @@
  * mapped, each of which must be woken to do it.
  */
 #include "pool.h"
+#include "uffd.h"
 
 #include <linux/fs.h>
-#include <linux/userfaultfd.h>
 #include <pthread.h>
 
 #define SIZE		(64UL << 20)
@@ -22,32 +22,6 @@ enum todo {
 	MPROTECT, MPROTECT_ONE, MPROTECT_OFF,
 	UFFD, UFFD_ONE, UFFD_OFF, UFFD_SCAN,
 };
-
-static int uffd_open(char *map, size_t size, uint64_t features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)map, size },
-		.mode = UFFDIO_REGISTER_MODE_WP,
-	};
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) ||
-	    ioctl(uffd, UFFDIO_REGISTER, &reg))
-		err(1, "userfaultfd");
-	return uffd;
-}
-
-static void uffd_protect(int uffd, char *map, size_t size, bool on)
-{
-	struct uffdio_writeprotect wp = {
-		.range = { (uintptr_t)map, size },
-		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
-	};
-
-	if (ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
-		err(1, "UFFDIO_WRITEPROTECT");
-}
 
 /* Which pages were written, which then are protected again */
 static void uffd_scan(char *map, size_t size)
@@ -94,9 +68,7 @@ static void act(unsigned int member __attribute__((unused)), char todo)
 		break;
 	case MAP_UFFD:
 		map = map_shared(file, SIZE);
-		uffd = uffd_open(map, SIZE, UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
-				 UFFD_FEATURE_WP_UNPOPULATED |
-				 UFFD_FEATURE_WP_ASYNC);
+		uffd = uffd_open(map, SIZE, UFFD_ASYNC, 0);
 		break;
 	case WRITE_ALL:
 		write_pages(map, SIZE, PAGE);
@@ -176,16 +148,30 @@ static struct pair pair(unsigned int nr, const char *what, double goal)
 
 struct resident {
 	struct pair on, off, page, clean;
-	struct row *scan;
+	struct row *scan, *scan_sharing;
 };
 
-static void resident_memfd(unsigned int nr, struct resident *r)
+/* All is unprotected before and after, and resident */
+static void take_log(struct pool *p, int nfd, struct series *s)
 {
 	static struct memfd_range ranges[SINGLE + 24];
 	struct memfd_scan scan = {
 		.end = SIZE, .ranges = (uintptr_t)ranges,
 		.nr_ranges = SINGLE + 24, .flags = MEMFD_SCAN_REPROTECT,
 	};
+
+	protect(file, 0, SIZE, MEMFD_PROTECT_ASYNC);
+	tell(p, 1, WRITE_SINGLE);
+	begin();
+	if (ioctl(nfd, MEMFD_NOTIFY_SCAN, &scan) != SINGLE)
+		err(1, "MEMFD_NOTIFY_SCAN");
+	end(s, 1);
+	unprotect(file, 0, SIZE);
+	tell_all(p, WRITE_ALL);
+}
+
+static void resident_memfd(unsigned int nr, struct resident *r)
+{
 	struct pool p;
 	int nfd;
 
@@ -208,15 +194,21 @@ static void resident_memfd(unsigned int nr, struct resident *r)
 		end(r->clean.mprotect->ours, 1);
 		unprotect(file, 0, PAGE);
 
-		protect(file, 0, SIZE, MEMFD_PROTECT_ASYNC);
-		tell(&p, 1, WRITE_SINGLE);
-		begin();
-		if (ioctl(nfd, MEMFD_NOTIFY_SCAN, &scan) != SINGLE)
-			err(1, "MEMFD_NOTIFY_SCAN");
-		end(r->scan->ours, 1);
-		unprotect(file, 0, SIZE);
-		tell_all(&p, WRITE_ALL);
+		take_log(&p, nfd, r->scan->ours);
 	}
+	close(nfd);
+	stop_processes(&p);
+}
+
+static void resident_sharing(unsigned int nr, struct resident *r)
+{
+	struct pool p;
+	int nfd;
+
+	start_processes(&p, nr, MFD_ALLOW_PROTECT | MFD_SHARE_PGTABLES, MAP);
+	nfd = notify(file);
+	for (int i = 0; i < rounds; i++)
+		take_log(&p, nfd, r->scan_sharing->ours);
 	close(nfd);
 	stop_processes(&p);
 }
@@ -273,6 +265,7 @@ static void resident_uffd(unsigned int nr, struct resident *r)
 		begin();
 		tell_all(&p, UFFD_SCAN);
 		end(&r->scan->theirs, 1);
+		add(&r->scan_sharing->theirs, r->scan->theirs.value[i]);
 		tell_all(&p, UFFD_OFF);
 		tell_all(&p, WRITE_ALL);
 	}
@@ -289,7 +282,11 @@ static void resident(unsigned int nr)
 	r.clean = pair(nr, "1 page again, not written since", 0);
 	r.scan = with_goal(row("", nr, "us", "PAGEMAP_SCAN", "log of 1000 single pages taken"),
 			   RATIO_AT_MOST, nr == 1 ? 1 : 0.15);
+	r.scan_sharing = with_goal(row("sharing", nr, "us", "PAGEMAP_SCAN",
+				       "log of 1000 single pages taken"),
+				   RATIO_AT_MOST, nr == 1 ? 1 : 0.15);
 	resident_memfd(nr, &r);
+	resident_sharing(nr, &r);
 	resident_mprotect(nr, &r);
 	resident_uffd(nr, &r);
 }
@@ -365,7 +362,7 @@ static void round_trip_uffd(struct series *s)
 {
 	int fd = memfd(0, SIZE);
 	char *map = map_shared(fd, SIZE);
-	int uffd = uffd_open(map, SIZE, UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+	int uffd = uffd_open(map, SIZE, UFFD_WAIT, 0);
 	struct uffd_msg msg;
 	pthread_t writer;
 
@@ -377,9 +374,7 @@ static void round_trip_uffd(struct series *s)
 		for (int n = 0; n < SINGLE; n++) {
 			if (read(uffd, &msg, sizeof(msg)) != sizeof(msg))
 				err(1, "read a message");
-			uffd_protect(uffd, (char *)(uintptr_t)
-				     (msg.arg.pagefault.address & -PAGE), PAGE,
-				     false);
+			uffd_allow(uffd, &msg);
 		}
 		pthread_join(writer, NULL);
 		end(s, SINGLE);

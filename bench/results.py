@@ -9,7 +9,7 @@ Usage: bench/results.py finish RAW NAME=VALUE...   what a benchmark wrote, with 
        bench/results.py goals                      every row with a goal, of all files
        bench/results.py table FILE                 the table for people
        bench/results.py compare FILE FILE          rows that differ by more than 1 %
-       bench/results.py missed FILE                exit status 1 if a goal was missed
+       bench/results.py missed FILE                how many goals it misses
 """
 import json
 import os
@@ -239,9 +239,10 @@ def postgres(text, counted):
 def compare(a, b):
     """The rows of two runs that differ by more than 1 %"""
     other = {key(row): row for row in b['rows']}
+    for name in sorted(set(other) ^ {key(row) for row in a['rows']}, key=str):
+        yield f'{name}: in one only'
     for row in a['rows']:
         if key(row) not in other:
-            yield f'{key(row)}: in one only'
             continue
         for field in ('ours', 'theirs'):
             x, y = row[field], other[key(row)][field]
@@ -271,8 +272,10 @@ def main(command, *arguments):
         print('\n'.join(lines) or 'equal to 1 %')
         return 1 if lines else 0
     elif command == 'missed':
-        rows = [row for row in load(arguments[0])['rows'] if row['met'] is False]
-        return 1 if rows else 0
+        result = load(arguments[0])
+        rows = [row['met'] for row in result['rows'] if row['met'] is not None]
+        if rows:
+            print(f'{result["name"]}: {rows.count(False)} of {len(rows)} goals missed')
     return 0
 
 

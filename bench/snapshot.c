@@ -12,10 +12,9 @@
  * not on a real machine: stalls are at most what is said here. Others map the cache
  * and sleep. Copied pages are checked not to be from after the moment.
  */
-#include "bench.h"
+#include "uffd.h"
 
 #include <linux/futex.h>
-#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -121,21 +120,6 @@ static void write_until_end(unsigned int i)
 	}
 }
 
-static int uffd_open(void)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM };
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)cache, size },
-		.mode = UFFDIO_REGISTER_MODE_WP,
-	};
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) ||
-	    ioctl(uffd, UFFDIO_REGISTER, &reg))
-		err(1, "userfaultfd");
-	return uffd;
-}
-
 /* What the copier has to do for each page */
 static unsigned char *copied;
 
@@ -169,14 +153,8 @@ static void copy_what_memfd_events_tell(void)
 
 static void uffd_protect_all(size_t at, size_t length, bool on)
 {
-	struct uffdio_writeprotect wp = {
-		.range = { (uintptr_t)cache + at, length },
-		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
-	};
-
 	for (int i = 0; i < PROCESSES; i++)
-		if (ioctl(uffds[i], UFFDIO_WRITEPROTECT, &wp))
-			err(1, "UFFDIO_WRITEPROTECT");
+		uffd_protect(uffds[i], cache + at, length, on);
 }
 
 static void copy_what_uffds_tell(void)
@@ -320,7 +298,7 @@ static void process(unsigned int i)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	write_pages(cache, size, PAGE);
 	if (how == UFFD)
-		common->uffd[i] = uffd_open();
+		common->uffd[i] = uffd_open(cache, size, UFFD_WAIT, O_NONBLOCK);
 	__atomic_fetch_add(&common->ready, 1, __ATOMIC_SEQ_CST);
 	if (i < WRITERS)
 		write_until_end(i);

@@ -24,10 +24,24 @@ static void read_pages(const char *map, size_t size, size_t step)
 		(void)*(const volatile char *)(map + at);
 }
 
+/* Ours gets such an address by itself; hugetlb shares its tables only there */
+static char *gib_address(void)
+{
+	char *area = mmap(NULL, SIZE + GIB, PROT_NONE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (area == MAP_FAILED)
+		err(1, "mmap");
+	munmap(area, SIZE + GIB);
+	return (char *)(((uintptr_t)area + GIB - 1) & -GIB);
+}
+
 static char *map_side(size_t size)
 {
-	char *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED |
-			 (side == POPULATE ? MAP_POPULATE : 0), files[side], 0);
+	int flags = MAP_SHARED | (side == POPULATE ? MAP_POPULATE : 0) |
+		    (side == HUGETLB ? MAP_FIXED : 0);
+	char *map = mmap(side == HUGETLB ? gib_address() : NULL, size,
+			 PROT_READ | PROT_WRITE, flags, files[side], 0);
 
 	if (map == MAP_FAILED)
 		err(1, "mmap");
@@ -88,11 +102,7 @@ static void fault_around(const char *bytes)
 
 static long page_tables(void)
 {
-	int fd = open("/proc/sys/vm/stat_refresh", O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0 || write(fd, "1", 1) != 1)
-		err(1, "stat_refresh");
-	close(fd);
+	stat_refresh();
 	return figure("/proc/meminfo", "PageTables:");
 }
 
