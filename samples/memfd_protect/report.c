@@ -132,8 +132,9 @@ void report_json(const struct sga *sga, const struct verdict *v)
 		sga->backend->name, sga->nr_pages, sga->waits, r->on_demand);
 	fprintf(out, "\"moved_on\":%zu,\"bad_checksum\":%zu,\"bad_version\":%zu,\"bad_cache\":%zu,",
 		r->moved_on, v->bad_checksum, v->bad_version, v->bad_cache);
-	fprintf(out, "\"protect_ns\":%llu,\"copy_ns\":%llu,\"longest_stall_ns\":%llu,",
-		r->protect_ns, r->copy_ns,
+	fprintf(out, "\"protect_ns\":%llu,\"gate_wait_ns\":%llu,\"gate_held_ns\":%llu,",
+		r->protect_ns, r->gate_wait_ns, r->gate_held_ns);
+	fprintf(out, "\"copy_ns\":%llu,\"longest_stall_ns\":%llu,", r->copy_ns,
 		longest_stall(sga));
 	fprintf(out, "\"phases\":[");
 	for (i = 0; i < NR_PHASES; i++) {
