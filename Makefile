@@ -3,7 +3,7 @@
 # What to type: `make help`.  The work is done by scripts/, each of which has a
 # usage text.  Parameters: KVER=7.3 for that kernel instead of 6.12;
 # KSRC=/path/to/linux-6.12.y instead of Debian's source; ARGS="..." for the script of
-# demo, check, check-debug, check-distro, check-configs, fuzz, bench, models, lint.
+# demo, check, check-debug, check-configs, fuzz, bench, models, lint.
 
 MAKEFLAGS += --no-print-directory
 PREFIX ?= /usr/local
