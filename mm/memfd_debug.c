@@ -38,6 +38,7 @@ static const char * const hook_names[MEMFD_HOOK_NR] = {
 	[MEMFD_HOOK_WRITE] = "write",
 	[MEMFD_HOOK_PUNCH] = "punch",
 	[MEMFD_HOOK_TRUNCATE] = "truncate",
+	[MEMFD_HOOK_GROW] = "grow",
 	[MEMFD_HOOK_SPLICE] = "splice",
 	[MEMFD_HOOK_SPLICE_LOCK] = "splice_lock",
 	[MEMFD_HOOK_SEAL] = "seal",

@@ -34,6 +34,7 @@
  * @MEMFD_HOOK_WRITE: write() and its kin ask.
  * @MEMFD_HOOK_PUNCH: Hole punching asks.
  * @MEMFD_HOOK_TRUNCATE: Truncation asks.
+ * @MEMFD_HOOK_GROW: What was behind the end is cleared when a file grows.
  * @MEMFD_HOOK_SPLICE: splice() and its kin ask for the whole range first.
  * @MEMFD_HOOK_SPLICE_LOCK: splice() does not wait with the pipe locked.
  * @MEMFD_HOOK_SEAL: Who is not the handler cannot protect a sealed file.
@@ -68,6 +69,7 @@ enum memfd_debug_hook {
 	MEMFD_HOOK_WRITE,
 	MEMFD_HOOK_PUNCH,
 	MEMFD_HOOK_TRUNCATE,
+	MEMFD_HOOK_GROW,
 	MEMFD_HOOK_SPLICE,
 	MEMFD_HOOK_SPLICE_LOCK,
 	MEMFD_HOOK_SEAL,

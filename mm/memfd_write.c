@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * System calls that change a memfd ask here first: write(2) and its kin, hole
- * punching, truncation.
+ * punching, truncation. Those by which it grows bring nothing into it but zeros, and what
+ * they write.
  *
  * What a seal refuses is not asked for, and not logged. Seals are added under
  * inode_lock(), which the caller holds from the question to the end of its
@@ -91,14 +92,14 @@ static bool write_pages(struct memfd_writer *writer, struct inode *inode,
 	return true;
 }
 
-int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
+static int write_check(struct memfd_protect *mp, struct kiocb *iocb,
+		       struct iov_iter *from)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
-	struct memfd_protect *mp = memfd_protect_of(inode);
 	struct memfd_writer writer;
 	ssize_t ret;
 
-	if (!mp || !memfd_hook(WRITE))
+	if (!memfd_hook(WRITE))
 		return 0;
 	do {
 		if (!write_pages(&writer, inode, iocb->ki_pos,
@@ -113,6 +114,15 @@ int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
 		ret = generic_write_checks(iocb, from);
 	} while (ret > 0);
 	return ret;
+}
+
+int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	struct memfd_protect *mp = memfd_protect_of(inode);
+	int err = mp ? write_check(mp, iocb, from) : 0;
+
+	return err ?: __memfd_protect_grow(inode, iocb->ki_pos + iov_iter_count(from));
 }
 
 /*
@@ -175,6 +185,52 @@ int __memfd_protect_truncate(struct inode *inode, loff_t size)
 			return 0;
 		err = call_check(mp, inode, &writer, true);
 	} while (err == -EAGAIN);
+	return err;
+}
+
+/* Clears pages from @index to @last that are in one folio; moves @index behind them. */
+static int clear_behind(struct inode *inode, pgoff_t *index, pgoff_t last)
+{
+	struct folio *folio;
+	pgoff_t first = *index, next;
+	int err = shmem_get_folio(inode, first, 0, &folio, SGP_WRITE);
+
+	if (err)
+		return err;
+	next = min(folio_next_index(folio), last + 1);
+	/* Otherwise fallocate() has put it there, and there is nothing in it yet. */
+	if (folio_test_uptodate(folio)) {
+		folio_zero_range(folio, offset_in_folio(folio, memfd_offset(first)),
+				 memfd_offset(next - first));
+		folio_mark_dirty(folio);
+	}
+	folio_unlock(folio);
+	folio_put(folio);
+	*index = next;
+	return 0;
+}
+
+/*
+ * A folio in which the file was cut off, and that could not be split, is there as a whole.
+ * Behind the end it may have what was written after that: by who held it pinned, or by a
+ * fault that had looked at the size before. Nobody was asked for that, so it is not to be in
+ * the file when this has grown. The page in which the file ends is one of its pages, for
+ * which everybody is asked.
+ */
+int __memfd_protect_grow(struct inode *inode, loff_t size)
+{
+	struct address_space *mapping = inode->i_mapping;
+	pgoff_t max = mapping_max_folio_size(mapping) >> PAGE_SHIFT;
+	loff_t old = i_size_read(inode);
+	pgoff_t index = DIV_ROUND_UP(old, PAGE_SIZE);
+	pgoff_t last = min(round_up(index, max), DIV_ROUND_UP(size, PAGE_SIZE)) - 1;
+	int err = 0;
+
+	if (!memfd_protect_of(inode) || size <= old || !memfd_hook(GROW))
+		return 0;
+	while (!err && index <= last &&
+	       xa_find(&mapping->i_pages, &index, last, XA_PRESENT))
+		err = clear_behind(inode, &index, last);
 	return err;
 }
 

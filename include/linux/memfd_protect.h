@@ -264,6 +264,7 @@ bool __memfd_protect_pte(struct vm_area_struct *vma, unsigned long addr);
 int __memfd_protect_write(struct kiocb *iocb, struct iov_iter *from);
 int __memfd_protect_punch(struct inode *inode, loff_t offset, loff_t len);
 int __memfd_protect_truncate(struct inode *inode, loff_t size);
+int __memfd_protect_grow(struct inode *inode, loff_t size);
 int __memfd_protect_splice_file(struct file *in, loff_t in_pos,
 				struct file *out, loff_t out_pos, size_t *len);
 int __memfd_protect_splice_pipe(struct pipe_inode_info *pipe, struct file *out,
@@ -435,6 +436,22 @@ static inline int memfd_protect_truncate(struct inode *inode, loff_t size)
 {
 	return static_branch_unlikely(&memfd_protect_used) ?
 	       __memfd_protect_truncate(inode, size) : 0;
+}
+
+/**
+ * memfd_protect_grow() - nothing is in a file after it has grown that was not asked for
+ * @inode: A shmem inode.
+ * @size: Its new size in bytes; a smaller one changes nothing.
+ *
+ * Where a file ends in a large folio, the rest of that is cleared.
+ *
+ * Context: May sleep. inode_lock(); the old size is still there.
+ * Return: 0, -ENOMEM, or what reading from swap has returned.
+ */
+static inline int memfd_protect_grow(struct inode *inode, loff_t size)
+{
+	return static_branch_unlikely(&memfd_protect_used) ?
+	       __memfd_protect_grow(inode, size) : 0;
 }
 
 /**
@@ -758,6 +775,11 @@ static inline int memfd_protect_punch(struct inode *inode, loff_t offset,
 }
 
 static inline int memfd_protect_truncate(struct inode *inode, loff_t size)
+{
+	return 0;
+}
+
+static inline int memfd_protect_grow(struct inode *inode, loff_t size)
 {
 	return 0;
 }

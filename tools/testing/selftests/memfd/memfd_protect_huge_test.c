@@ -221,8 +221,13 @@ TEST_F(huge, not_where_the_file_ends)
 	EXPECT_EQ(-1, behind_the_end(self->pages, MEMFD_PROTECT_DENY));
 	if (!debug_set("disable", "end", 1))
 		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+	/* It is cleared when the file grows, nevertheless */
+	EXPECT_EQ(0, behind_the_end(self->pages, MODE_NONE));
+	EXPECT_EQ(0, behind_the_end(self->pages, MEMFD_PROTECT_DENY));
+	debug_set("disable", "grow", 1);
 	EXPECT_EQ(1, behind_the_end(self->pages, MODE_NONE));
 	EXPECT_EQ(1, behind_the_end(self->pages, MEMFD_PROTECT_DENY));
+	debug_set("disable", "grow", 0);
 	debug_set("disable", "end", 0);
 }
 
@@ -529,6 +534,117 @@ TEST_F(huge, pinned)
 	job_exit(&job);
 	EXPECT_EQ(0, protect_pages(self->fd, THE_PAGE, 1, MEMFD_PROTECT_DENY));
 	EXPECT_EQ(SIGBUS, stores(self->map, THE_PAGE));
+}
+
+/*
+ * A file is cut off in a huge page that cannot be split, because somebody holds it pinned. What
+ * he writes behind the end is not to be in the file when it has grown.
+ */
+
+static long grow_truncate(int fd, size_t page)
+{
+	return ftruncate(fd, (page + 9) * page_size());
+}
+
+static long grow_fallocate(int fd, size_t page)
+{
+	return fallocate(fd, 0, (page - 3) * page_size(), 9 * page_size());
+}
+
+static long grow_write(int fd, size_t page)
+{
+	return pwrite(fd, "end", 4, (page + 7) * page_size() + 5) - 4;
+}
+
+/* By less than a page each time, into the page but not to its end, which is mapped, too */
+static long grow_append(int fd, size_t page)
+{
+	static const char line[3000];
+	struct iovec iov = { (char *)line, sizeof(line) };
+	struct stat st;
+
+	do {
+		if (pwritev2(fd, &iov, 1, -1, RWF_APPEND) != sizeof(line) || fstat(fd, &st))
+			return -1;
+	} while ((size_t)st.st_size <= page * page_size());
+	return 0;
+}
+
+FIXTURE(cut_off) {
+	struct file file;
+	struct job job;
+	size_t page;		/* behind the end */
+};
+
+FIXTURE_VARIANT(cut_off) {
+	long (*grow)(int fd, size_t page);
+	unsigned int mode;
+};
+
+#define CUT_OFF(_grow, _mode) \
+FIXTURE_VARIANT_ADD(cut_off, _grow) { .grow = grow_##_grow, .mode = _mode }
+
+CUT_OFF(truncate, MEMFD_PROTECT_DENY);
+CUT_OFF(fallocate, MEMFD_PROTECT_DENY);
+CUT_OFF(write, MEMFD_PROTECT_DENY);
+CUT_OFF(append, MODE_NONE);
+
+FIXTURE_SETUP(cut_off)
+{
+	const char *why = file_init(&self->file);
+
+	if (why)
+		SKIP(return, "%s", why);
+	self->page = self->file.pages + 100;
+	self->job = (struct job) {
+		.fd = self->file.fd, .nfd = -1, .map = self->file.map, .len = page_size(),
+		.offset = self->page * page_size(), .byte = NEW_BYTE,
+	};
+	if (!job_init(&self->job, &paths[P_uring_read_fixed]) ||
+	    self->job.path->prepare(&self->job) < 0)
+		SKIP(return, "no io_uring");
+}
+
+FIXTURE_TEARDOWN(cut_off)
+{
+	job_exit(&self->job);
+	file_exit(&self->file);
+}
+
+/* The last byte of the page after all that; negative if something went wrong */
+static int byte_there(FIXTURE_DATA(cut_off) *self, const FIXTURE_VARIANT(cut_off) *variant)
+{
+	struct iovec iov = job_iov(&self->job);
+	size_t size = page_size(), page = self->page;
+	int fd = self->file.fd;
+	char before = 0, old = OLD_BYTE, *map = self->file.map;
+
+	if (ftruncate(fd, SIZE) || pwrite(fd, &old, 1, (page - 50) * size) != 1 ||
+	    io_uring_register_buffers(&self->job.ring, &iov, 1) < 0)
+		return -1;
+	if (ftruncate(fd, (page - 50) * size + 1))
+		return -2;
+	io_uring_prep_read_fixed(io_uring_get_sqe(&self->job.ring), self->job.src,
+				 job_addr(&self->job), size, 0, 0);
+	if (uring_do(&self->job) < 0 || io_uring_unregister_buffers(&self->job.ring) < 0)
+		return -3;
+	if (variant->mode != MODE_NONE && protect_pages(fd, page, 1, variant->mode))
+		return -4;
+	if (variant->grow(fd, page))
+		return -5;
+	if (pread(fd, &before, 1, (page - 50) * size) != 1 || before != old ||
+	    unprotect_pages(fd, 0, 0))
+		return -6;
+	return map[(page + 1) * size - 1];
+}
+
+TEST_F(cut_off, grows)
+{
+	EXPECT_EQ(0, byte_there(self, variant));
+	if (!debug_set("disable", "grow", 1))
+		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+	EXPECT_EQ(NEW_BYTE, byte_there(self, variant));
+	debug_set("disable", "grow", 0);
 }
 
 /*

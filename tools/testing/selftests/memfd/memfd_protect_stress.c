@@ -23,8 +23,6 @@
  *
  * With --huge the file has huge pages, and each region is in one of its own. Where
  * nothing is protected huge entries map it, HOLD above all: they come and go all the time.
- * Nobody truncates the file then: a huge page in which it ends keeps what a pin has written
- * behind the end, and that is there when it has grown.
  */
 #include "memfd_protect_paths.h"
 #include "../mm/ptshare_common.h"
@@ -191,7 +189,7 @@ static bool may_use(const struct path *path, unsigned int nr,
 	if (path->flags & (PATH_SLOW | PATH_EXIT) || shared->missing[nr])
 		return false;
 	/* A file that is cut off all the time is no test for the others */
-	return path->kind != PATH_TRUNCATE || (!huge && !rnd(seed, 5));
+	return path->kind != PATH_TRUNCATE || !rnd(seed, 5);
 }
 
 static void write_once(struct job *job, unsigned int nr, unsigned int *seed)
@@ -914,7 +912,7 @@ static bool truncated(void)
 
 static bool report(unsigned long swapped)
 {
-	bool all = huge || truncated();
+	bool all = truncated();
 
 	for (int i = 0; i < NR_COUNTS; i++)
 		ksft_print_msg("%-24s %10lu\n", count_names[i],
