@@ -546,6 +546,29 @@ static inline void khugepaged_stop(void)
 		   "4294967295");
 }
 
+#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+
+/*
+ * Huge pages of shared memory as @mode says. What was the mode before goes to @before, unless
+ * that is NULL. False if it cannot be done. khugepaged has stopped afterwards.
+ */
+static inline bool set_shmem_huge(const char *mode, char *before, size_t size)
+{
+	char text[128], *from, *to;
+
+	if (!read_file(SHMEM_HUGE, text, sizeof(text)))
+		return false;
+	from = strchr(text, '[');
+	to = strchr(text, ']');
+	if (!from || !to)
+		return false;
+	*to = 0;
+	if (before)
+		snprintf(before, size, "%s", from + 1);
+	khugepaged_stop();
+	return write_file(SHMEM_HUGE, mode);
+}
+
 /* Switches and delays of CONFIG_MEMFD_PROTECT_DEBUG */
 #define MEMFD_DEBUG_DIR	"/sys/kernel/debug/memfd_protect"
 

@@ -791,20 +791,15 @@ static bool reclaim_passes(struct target *t)
 /* It looks at the mapping, again and again */
 static bool khugepaged_passes(struct target *t)
 {
-	char before[128], *mode, *end;
+	char before[64];
 	bool ok;
 
-	if (!read_file(THP "shmem_enabled", before, sizeof(before)))
+	if (!set_shmem_huge("advise", before, sizeof(before)))
 		return true;
-	mode = strchr(before, '[') + 1;
-	end = strchr(mode, ']');
-	*end = 0;
-	write_file(THP "shmem_enabled", "advise");
 	write_file(THP "khugepaged/scan_sleep_millisecs", "10");
 	ok = !madvise(t->map, t->size, MADV_HUGEPAGE) &&
 	     grows(THP "khugepaged/full_scans", NULL);
-	write_file(THP "khugepaged/scan_sleep_millisecs", "10000");
-	write_file(THP "shmem_enabled", mode);
+	set_shmem_huge(before, NULL, 0);
 	return ok;
 }
 

@@ -22,7 +22,6 @@
 /* Behind all that a small tree has */
 #define FAR_PAGE	(1UL << 31)
 
-#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 #define HUGE_SIZE	(2UL << 20)
 
 #ifndef MADV_POPULATE_READ
@@ -1028,16 +1027,12 @@ TEST(huge_entries)
 		.done = huge_is_protected, .state = print_state, .tear_down = tear_down,
 	};
 	struct world w = { .step = { THE_PAGE, 1, MEMFD_PROTECT_DENY }, .mapped = true };
-	char before[128], *mode, *end;
+	char before[64];
 
-	if (!read_file(SHMEM_HUGE, before, sizeof(before)) ||
-	    !write_file(SHMEM_HUGE, "always"))
+	if (!set_shmem_huge("always", before, sizeof(before)))
 		SKIP(return, "no huge pages of shmem");
 	EXPECT_TRUE(fail_each(&c, &w));
-	mode = strchr(before, '[') + 1;
-	end = strchr(mode, ']');
-	*end = 0;
-	EXPECT_TRUE(write_file(SHMEM_HUGE, mode));
+	EXPECT_TRUE(set_shmem_huge(before, NULL, 0));
 }
 
 /* Part 5: all that writes */

@@ -12,7 +12,6 @@
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	180
 
-#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 #define HUGE_KB		2048UL
 #define HUGE_SIZE	(HUGE_KB << 10)
 #define NR_HUGE		2
@@ -92,27 +91,18 @@ struct file {
 	int nfd;
 	char *map;
 	size_t pages;		/* of 2 MiB */
-	char before[128];	/* shmem_enabled */
+	char before[64];	/* shmem_enabled */
 };
 
 /* NULL, or why there are no huge pages */
 static const char *file_init(struct file *f)
 {
-	char *end;
-
 	f->fd = -1;
 	f->nfd = -1;
 	f->pages = HUGE_SIZE / page_size();
-	if (!read_file(SHMEM_HUGE, f->before, sizeof(f->before)))
+	f->before[0] = 0;
+	if (!set_shmem_huge("always", f->before, sizeof(f->before)))
 		return "no huge pages of shmem";
-	/* It says always [never] ... */
-	end = strchr(f->before, ']');
-	if (!end)
-		return "shmem_enabled is not as expected";
-	*end = 0;
-	khugepaged_stop();
-	if (!write_file(SHMEM_HUGE, "always"))
-		return "cannot set shmem_enabled";
 	f->fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
 	if (f->fd < 0 || ftruncate(f->fd, SIZE))
 		return "no file";
@@ -128,10 +118,8 @@ static const char *file_init(struct file *f)
 
 static void file_exit(struct file *f)
 {
-	char *mode = strchr(f->before, '[');
-
-	if (mode)
-		write_file(SHMEM_HUGE, mode + 1);
+	if (f->before[0])
+		set_shmem_huge(f->before, NULL, 0);
 	close(f->nfd);
 	close(f->fd);
 }

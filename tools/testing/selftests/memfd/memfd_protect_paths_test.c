@@ -21,8 +21,6 @@
 #define FREE_PAGE	5
 #define THE_PAGE	11
 
-#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-
 /* A file, its event fd and its mapping: made anew for every round */
 struct target {
 	int fd;
@@ -1560,21 +1558,6 @@ FIXTURE_VARIANT(keeps) {
 	const char *huge;	/* for shmem_enabled, if not as it is */
 };
 
-static const char *set_shmem_huge(const char *mode, char *old, size_t size)
-{
-	char text[128], *open, *close;
-
-	if (!read_file(SHMEM_HUGE, text, sizeof(text)))
-		return "no huge pages of shmem";
-	open = strchr(text, '[');
-	close = strchr(text, ']');
-	if (!open || !close || close - open > (ptrdiff_t)size)
-		return "shmem_enabled is not as expected";
-	*close = 0;
-	strcpy(old, open + 1);
-	return write_file(SHMEM_HUGE, mode) ? NULL : "cannot set shmem_enabled";
-}
-
 /* An address at which a huge page could be mapped */
 static char *map_aligned(int fd, size_t size)
 {
@@ -1591,13 +1574,9 @@ static char *map_aligned(int fd, size_t size)
 
 FIXTURE_SETUP(keeps)
 {
-	const char *why = NULL;
-
-	if (variant->huge)
-		why = set_shmem_huge(variant->huge, self->old_huge,
-				     sizeof(self->old_huge));
-	if (why)
-		SKIP(return, "%s", why);
+	if (variant->huge && !set_shmem_huge(variant->huge, self->old_huge,
+					     sizeof(self->old_huge)))
+		SKIP(return, "no huge pages of shmem");
 	self->fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
 	ASSERT_LE(0, self->fd);
 	ASSERT_EQ(0, ftruncate(self->fd, KEEP_SIZE));
@@ -1613,7 +1592,7 @@ FIXTURE_SETUP(keeps)
 FIXTURE_TEARDOWN(keeps)
 {
 	if (self->old_huge[0])
-		write_file(SHMEM_HUGE, self->old_huge);
+		set_shmem_huge(self->old_huge, NULL, 0);
 	close(self->nfd);
 	close(self->fd);
 }

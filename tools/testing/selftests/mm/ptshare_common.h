@@ -372,26 +372,6 @@ static inline int try_load(const void *addr)
 	return access_outcome(&a, &out);
 }
 
-#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-
-/* [always], and all that can be put there */
-static inline bool set_shmem_huge(const char *mode, char *before, size_t size)
-{
-	char text[128], *from, *to;
-
-	if (!read_file(SHMEM_HUGE, text, sizeof(text)))
-		return false;
-	from = strchr(text, '[');
-	to = strchr(text, ']');
-	if (!from || !to)
-		return false;
-	*to = 0;
-	if (before)
-		snprintf(before, size, "%s", from + 1);
-	khugepaged_stop();
-	return write_file(SHMEM_HUGE, mode);
-}
-
 /*
  * A peer: a process that waits, and runs a function when it is told to. The
  * function works on @arg, which both see, and keeps there what it needs later.
