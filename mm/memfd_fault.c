@@ -591,9 +591,27 @@ bool __memfd_protect_pte(struct vm_area_struct *vma, unsigned long addr)
 	return page_protected(memfd_protect_of_vma(vma), linear_page_index(vma, addr));
 }
 
-bool __memfd_protect_end(void)
+/**
+ * memfd_beyond_end() - whether a page is not one of a file, and not to be mapped
+ * @vma: A VMA that maps the file.
+ * @index: Page offset in the file.
+ *
+ * What is stored behind the end would be another's to see, and nobody would have been asked
+ * for it. Who truncates stores the size first, and then unmaps.
+ *
+ * Context: Any in which @vma may be looked at.
+ * Return: True if it is behind the page in which the file ends.
+ */
+bool memfd_beyond_end(const struct vm_area_struct *vma, pgoff_t index)
 {
-	return memfd_hook(END);
+	loff_t size = i_size_read(file_inode(vma->vm_file));
+
+	return index >= DIV_ROUND_UP(size, PAGE_SIZE) && memfd_hook(END);
+}
+
+bool __memfd_protect_end(const struct vm_area_struct *vma, struct folio *folio)
+{
+	return memfd_beyond_end(vma, folio_next_index(folio) - 1);
 }
 
 bool __memfd_protect_no_batch(void)

@@ -50,17 +50,6 @@
 #include "memfd_protect.h"
 #include "memfd_split.h"
 
-/*
- * What is stored behind the end of a file through a huge entry is in the file when that has
- * grown, and nobody was asked. Who truncates stores the size first, and then unmaps.
- */
-static bool beyond_end(struct vm_area_struct *vma, pgoff_t index)
-{
-	loff_t size = i_size_read(file_inode(vma->vm_file));
-
-	return index >= DIV_ROUND_UP(size, PAGE_SIZE);
-}
-
 bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vma);
@@ -71,7 +60,7 @@ bool __memfd_protect_no_pmd(struct vm_area_struct *vma, unsigned long addr)
 		return false;
 	/* Pairs with smp_mb() in memfd_walk_protect(). */
 	smp_mb__after_spinlock();
-	if (beyond_end(vma, index + HPAGE_PMD_NR - 1) && memfd_hook(END))
+	if (memfd_beyond_end(vma, index + HPAGE_PMD_NR - 1))
 		return true;
 	rcu_read_lock();
 	mode = memfd_ranges_get_run(&mp->modes, index, &last);

@@ -280,6 +280,9 @@ struct memfd_pending *memfd_waiters_next(struct memfd_waiters *waiters,
 void memfd_waiters_end(struct memfd_waiters *waiters,
 		       struct memfd_pending *event, bool delivered);
 
+/* mm/memfd_fault.c */
+bool memfd_beyond_end(const struct vm_area_struct *vma, pgoff_t index);
+
 /* mm/memfd_huge.c */
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 bool memfd_huge_wanted(struct vm_fault *vmf);

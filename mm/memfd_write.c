@@ -66,22 +66,29 @@ static int call_check(struct memfd_protect *mp, struct inode *inode,
 }
 
 /*
- * The pages of a write of @len bytes that seals let through; false if there are
- * none. Under F_SEAL_GROW shmem_write_begin() refuses each folio's worth that would
- * end behind EOF; what goes before it is written.
+ * Where a write of @len bytes ends that seals let through. Under F_SEAL_GROW
+ * shmem_write_begin() refuses each folio's worth that would end behind EOF; what goes before
+ * it is written.
  */
-static bool write_pages(struct memfd_writer *writer, struct inode *inode,
-			loff_t pos, loff_t len)
+static loff_t write_end(struct inode *inode, loff_t pos, loff_t len)
 {
-	unsigned int seals = SHMEM_I(inode)->seals;
 	loff_t size = i_size_read(inode);
 	loff_t end = pos + min(len, LLONG_MAX - pos);
 
-	if (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
-		return false;
-	if ((seals & F_SEAL_GROW) && end > size)
+	if ((SHMEM_I(inode)->seals & F_SEAL_GROW) && end > size)
 		end = round_down(size,
 				 mapping_max_folio_size(inode->i_mapping));
+	return end;
+}
+
+/* The pages of that write; false if there are none. */
+static bool write_pages(struct memfd_writer *writer, struct inode *inode,
+			loff_t pos, loff_t len)
+{
+	loff_t end = write_end(inode, pos, len);
+
+	if (SHMEM_I(inode)->seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+		return false;
 	if (end <= pos)
 		return false;
 	*writer = (struct memfd_writer) {
@@ -90,6 +97,19 @@ static bool write_pages(struct memfd_writer *writer, struct inode *inode,
 		.type = MEMFD_EVENT_WRITE,
 	};
 	return true;
+}
+
+/*
+ * No more is written than is asked for: when its source is not there, a write goes on by less
+ * than a folio's worth, which may end before EOF. False if nothing is left.
+ */
+static bool clip_to_seals(struct inode *inode, loff_t pos, struct iov_iter *from)
+{
+	loff_t end = write_end(inode, pos, iov_iter_count(from));
+
+	if (end > pos)
+		iov_iter_truncate(from, end - pos);
+	return end > pos;
 }
 
 static int write_check(struct memfd_protect *mp, struct kiocb *iocb,
@@ -102,6 +122,8 @@ static int write_check(struct memfd_protect *mp, struct kiocb *iocb,
 	if (!memfd_hook(WRITE))
 		return 0;
 	do {
+		if (!clip_to_seals(inode, iocb->ki_pos, from))
+			return -EPERM;
 		if (!write_pages(&writer, inode, iocb->ki_pos,
 				 iov_iter_count(from)))
 			return 0;
@@ -188,25 +210,24 @@ int __memfd_protect_truncate(struct inode *inode, loff_t size)
 	return err;
 }
 
-/* Clears pages from @index to @last that are in one folio; moves @index behind them. */
-static int clear_behind(struct inode *inode, pgoff_t *index, pgoff_t last)
+/* Clears pages from *@index to before @behind that are in one folio; moves *@index on. */
+static int clear_behind(struct inode *inode, pgoff_t *index, pgoff_t behind)
 {
 	struct folio *folio;
-	pgoff_t first = *index, next;
+	pgoff_t first = *index;
 	int err = shmem_get_folio(inode, first, 0, &folio, SGP_WRITE);
 
 	if (err)
 		return err;
-	next = min(folio_next_index(folio), last + 1);
+	*index = min(folio_next_index(folio), behind);
 	/* Otherwise fallocate() has put it there, and there is nothing in it yet. */
 	if (folio_test_uptodate(folio)) {
 		folio_zero_range(folio, offset_in_folio(folio, memfd_offset(first)),
-				 memfd_offset(next - first));
+				 memfd_offset(*index - first));
 		folio_mark_dirty(folio);
 	}
 	folio_unlock(folio);
 	folio_put(folio);
-	*index = next;
 	return 0;
 }
 
@@ -223,14 +244,15 @@ int __memfd_protect_grow(struct inode *inode, loff_t size)
 	pgoff_t max = mapping_max_folio_size(mapping) >> PAGE_SHIFT;
 	loff_t old = i_size_read(inode);
 	pgoff_t index = DIV_ROUND_UP(old, PAGE_SIZE);
-	pgoff_t last = min(round_up(index, max), DIV_ROUND_UP(size, PAGE_SIZE)) - 1;
+	pgoff_t behind = min(round_up(index, max), DIV_ROUND_UP(size, PAGE_SIZE));
 	int err = 0;
 
-	if (!memfd_protect_of(inode) || size <= old || !memfd_hook(GROW))
+	if (!memfd_protect_of(inode) || size <= old ||
+	    (SHMEM_I(inode)->seals & F_SEAL_GROW) || !memfd_hook(GROW))
 		return 0;
-	while (!err && index <= last &&
-	       xa_find(&mapping->i_pages, &index, last, XA_PRESENT))
-		err = clear_behind(inode, &index, last);
+	while (!err && index < behind &&
+	       xa_find(&mapping->i_pages, &index, behind - 1, XA_PRESENT))
+		err = clear_behind(inode, &index, behind);
 	return err;
 }
 

@@ -14,6 +14,7 @@
 #include <uapi/linux/memfd.h>
 #include <uapi/linux/memfd_protect.h>
 
+struct folio;
 struct iov_iter;
 struct kiocb;
 struct memfd_protect;
@@ -51,7 +52,7 @@ static inline bool vma_memfd_protect(const struct vm_area_struct *vma)
 	       ptshare_vm_ops(vma) == &memfd_protect_vm_ops;
 }
 
-bool __memfd_protect_end(void);
+bool __memfd_protect_end(const struct vm_area_struct *vma, struct folio *folio);
 bool __memfd_protect_no_batch(void);
 bool __memfd_protect_no_userfault(void);
 bool __memfd_protect_no_fill(void);
@@ -186,18 +187,20 @@ void memfd_protect_entries(struct vm_area_struct *vma, unsigned long addr,
 			   pte_t *pte);
 
 /**
- * memfd_protect_end() - whether nothing is mapped behind the end of a file
- * @vma: A VMA that maps it.
+ * memfd_protect_end() - whether not all of a folio is to be mapped
+ * @vma: A VMA that maps a file.
+ * @folio: A folio of the file.
  *
- * Where the last page is one of a large folio, shmem lets processes map all of that, and what
- * they store there is in the file when it has grown.
+ * Where a file ends in a large folio, shmem lets processes map all of that, and store behind
+ * the end.
  *
  * Context: Any in which @vma may be looked at.
- * Return: True if @vma maps a memfd with MFD_ALLOW_PROTECT.
+ * Return: True if @vma maps a memfd with MFD_ALLOW_PROTECT, which ends in @folio.
  */
-static inline bool memfd_protect_end(const struct vm_area_struct *vma)
+static inline bool memfd_protect_end(const struct vm_area_struct *vma,
+				     struct folio *folio)
 {
-	return vma_memfd_protect(vma) && __memfd_protect_end();
+	return vma_memfd_protect(vma) && __memfd_protect_end(vma, folio);
 }
 
 /**
@@ -667,7 +670,8 @@ static inline void memfd_protect_zapped_pmd(struct mmu_gather *tlb,
 static inline void memfd_protect_collapse_begin(struct vm_area_struct *vma) { }
 static inline void memfd_protect_collapse_end(struct vm_area_struct *vma) { }
 
-static inline bool memfd_protect_end(const struct vm_area_struct *vma)
+static inline bool memfd_protect_end(const struct vm_area_struct *vma,
+				     struct folio *folio)
 {
 	return false;
 }

@@ -193,6 +193,8 @@ static long behind_the_end(size_t pages, unsigned int mode)
 	if (fd < 0 || map == MAP_FAILED || ftruncate(fd, HUGE_SIZE - 100 * page_size()) ||
 	    stores(map, THE_PAGE))
 		return -2;
+	/* Loads map what is around them, too */
+	touch(map + THE_PAGE * page_size(), 4 * page_size());
 	sig = stores(map, page);
 	if ((mode != MODE_NONE && protect_pages(fd, page, 1, mode)) ||
 	    ftruncate(fd, HUGE_SIZE))

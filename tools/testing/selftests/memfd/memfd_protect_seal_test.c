@@ -681,6 +681,35 @@ TEST_F(file, refused_growth_in_part)
 	writer_free(&w);
 }
 
+/*
+ * A write whose source is not there goes on in smaller pieces, of which one may end before the
+ * end of the file where a larger one would not: none is written that was not asked for.
+ */
+TEST_F(file, refused_growth_from_what_is_not_there)
+{
+	size_t piece = 2UL << 20, len = 2 * piece;
+	off_t starts[] = { 0, piece };
+	char *source, old[self->page];
+	long written;
+	int fd;
+
+	memset(old, OLD_BYTE, sizeof(old));
+	for (size_t i = 0; i < ARRAY_SIZE(starts); i++) {
+		fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT | MFD_ALLOW_SEALING);
+		ASSERT_EQ(0, ftruncate(fd, piece + piece / 2));
+		ASSERT_EQ((ssize_t)sizeof(old), pwrite(fd, old, sizeof(old), piece));
+		ASSERT_EQ(0, protect_pages(fd, piece / self->page, 1, MEMFD_PROTECT_DENY));
+		ASSERT_EQ(0, add_seals(fd, F_SEAL_GROW));
+		source = mmap(NULL, len, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		ASSERT_NE(MAP_FAILED, source);
+		written = neg_errno(pwrite(fd, source, len, starts[i]));
+		EXPECT_GE(starts[i] ? -EPERM : (long)piece, written);
+		EXPECT_TRUE(file_filled_with(fd, piece / self->page, 1, OLD_BYTE));
+		munmap(source, len);
+		close(fd);
+	}
+}
+
 /* A seal that comes while a writer waits has its say when the writer goes on */
 TEST_F(file, sealed_while_waiting)
 {

@@ -2394,6 +2394,43 @@ TEST_F(file, beyond_eof_then_grow)
 	munmap(map, self->size + 4 * self->page);
 }
 
+/*
+ * What fallocate() puts behind the end is there, and empty, when the file grows over it: from
+ * nothing, and from where no huge page ends.
+ */
+TEST_F(file, grow_over_preallocated)
+{
+	static const size_t starts[] = { 3, 0 };
+	static const char byte = NEW_BYTE;
+
+	for (size_t i = 0; i < ARRAY_SIZE(starts); i++) {
+		off_t start = starts[i] * self->page, behind = start + 5 * self->page;
+
+		for (unsigned int how = 0; how < 3; how++) {
+			ASSERT_EQ(0, ftruncate(self->fd, start));
+			/* The second time it is made up to date */
+			for (int twice = 0; twice < 2; twice++)
+				ASSERT_EQ(0, fallocate(self->fd, FALLOC_FL_KEEP_SIZE, behind,
+						       2 * self->page));
+			ASSERT_EQ(0, fallocate(self->fd, FALLOC_FL_KEEP_SIZE, start,
+					       self->page));
+			switch (how) {
+			case 0:
+				EXPECT_EQ(0, ftruncate(self->fd, start + self->page));
+				break;
+			case 1:
+				EXPECT_EQ(0, fallocate(self->fd, 0, start, self->page));
+				break;
+			default:
+				EXPECT_EQ(1, pwrite(self->fd, &byte, 1, start));
+			}
+			EXPECT_EQ(0, ftruncate(self->fd, behind + 2 * self->page));
+			EXPECT_TRUE(file_filled_with(self->fd, starts[i] + 1, 6, 0));
+			EXPECT_TRUE(file_filled_with(self->fd, 0, starts[i], OLD_BYTE));
+		}
+	}
+}
+
 /* A write that would grow the file into the range */
 TEST_F(file, write_beyond_eof)
 {
