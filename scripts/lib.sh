@@ -91,3 +91,24 @@ results_header()
 	echo "date    $(date -I), commit $(git -C "$TOP" rev-parse --short HEAD)$(git -C "$TOP" diff --quiet HEAD || echo " and changes")"
 	echo "machine $(nproc) processors, $("$TOP/scripts/kvm-works" "$obj/arch/x86/boot/bzImage" && echo KVM || echo "QEMU TCG")"
 }
+
+# Ends a bpftrace that runs in the background; fails, and shows where it is, if it does not
+# end.  0.17 looks for its signal only where that interrupts its wait for events: what comes
+# just before leaves it waiting, and so it gets one more there.
+end_bpftrace()
+{
+	local i
+	kill -INT "$1"
+	for i in {1..400}; do
+		kill -0 "$1" 2>/dev/null || return 0
+		sleep 0.1
+		if [ "$i" -eq 100 ] && grep -qs '^232 ' "/proc/$1/syscall"; then
+			note "bpftrace waits for events in spite of SIGINT: once more"
+			kill -INT "$1"
+		fi
+	done
+	echo "bpftrace does not end:"
+	cat /proc/"$1"/task/*/{comm,wchan,stack,syscall} || :
+	kill -KILL "$1"
+	return 1
+}

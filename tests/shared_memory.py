@@ -318,9 +318,13 @@ def handlers_and_threads():
     def both(*_):
         addr = libc.mmap(None, 2 * MiB, 3, 0x21, -1, 0)
         assert addr != FAILED and not libc.munmap(addr, 2 * MiB)
+    def alarm(*_):
+        both()
+        # Not before: on a slow machine handlers would only interrupt each other.
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
     kept = libc.mmap(None, 2 * MiB, 3, 0x21, -1, 0)
-    signal.signal(signal.SIGALRM, both)
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
     def work():
         for _ in range(100):
             both()
@@ -336,6 +340,7 @@ def handlers_and_threads():
         in_child(both)
     for t in threads:
         t.join()
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert not libc.munmap(kept, 2 * MiB)
 

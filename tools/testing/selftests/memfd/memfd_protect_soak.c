@@ -469,10 +469,12 @@ static void killed(unsigned int id)
 static void kill_for(unsigned int seconds, pid_t *pids, unsigned int *seed)
 {
 	uint64_t end = now_ns() + seconds * 1000000000ULL;
+	uint64_t late = end + 2 * seconds * 1000000000ULL;
 	unsigned int id;
 	int status;
 
-	while (now_ns() < end) {
+	/* A handler amid a snapshot is one of them, sooner or later */
+	while (now_ns() < end || (!control->counts[C_AMID] && now_ns() < late)) {
 		usleep(rnd(seed, 400000));
 		id = rnd(seed, NR_CHILDREN);
 		if (id != HANDLER || !rnd(seed, SPARED))
