@@ -16,8 +16,6 @@
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	180
 
-#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-
 #define NR_PAGES	16
 #define THE_PAGE	5
 #define HUGE_SIZE	(2UL << 20)
@@ -321,7 +319,7 @@ static void play_numa(struct scene *s, size_t first, size_t nr)
 	numa_scan_fast(true);
 	/* Alone, a process is spared pages of the node that it runs on */
 	actor_start(&other, s, store_when_told);
-	for (int i = 0; i < 8 && !s->violations; i++) {
+	for (unsigned int i = 0; goes_on(s, i); i++) {
 		bump(s);
 		protect_pages(s->fd, first, nr, MEMFD_PROTECT_DENY);
 		s->violations += numa_opens(s);
@@ -342,25 +340,15 @@ static void scenario_pte_numa(struct scene *s)
 struct huge {
 	struct scene scene;
 	char *area;
-	char before[128];	/* the setting */
+	char before[64];	/* the setting */
 };
-
-/* "always within_size [advise] never": advise */
-static const char *word_in_brackets(char *line)
-{
-	char *word = strchr(line, '[');
-
-	line[strcspn(line, "]")] = 0;
-	return word ? word + 1 : "never";
-}
 
 static bool huge_start(struct huge *h, struct scene *s)
 {
 	char *map;
 
 	h->scene = *s;
-	if (!read_file(SHMEM_HUGE, h->before, sizeof(h->before)) ||
-	    !write_file(SHMEM_HUGE, "always")) {
+	if (!set_shmem_huge("always", h->before, sizeof(h->before))) {
 		s->skip = "no huge pages of shmem";
 		return false;
 	}
@@ -368,7 +356,7 @@ static bool huge_start(struct huge *h, struct scene *s)
 	if (ftruncate(h->scene.fd, HUGE_SIZE)) {
 		s->skip = "no memory for a huge page";
 		close(h->scene.fd);
-		write_file(SHMEM_HUGE, word_in_brackets(h->before));
+		set_shmem_huge(h->before, NULL, 0);
 		return false;
 	}
 	h->area = mmap(NULL, 2 * HUGE_SIZE, PROT_NONE,
@@ -384,7 +372,7 @@ static void huge_end(struct huge *h)
 {
 	munmap(h->area, 2 * HUGE_SIZE);
 	close(h->scene.fd);
-	write_file(SHMEM_HUGE, word_in_brackets(h->before));
+	set_shmem_huge(h->before, NULL, 0);
 }
 
 /* Stores to the page when @start has protected it, and mapped it by a huge entry */
@@ -1208,11 +1196,11 @@ HOOK(set_ptes_read, "set_ptes", NULL, 0, 1);
 HOOK(wp_recheck, "wp_recheck", "fault", 6000, 60);
 HOOK(pte_mprotect, "pte", NULL, 0, 1);
 HOOK(pte_migrate, "pte", NULL, 0, 400);
-HOOK(pte_numa, "pte", NULL, 0, 1);
+HOOK(pte_numa, "pte", NULL, 0, 8);
 HOOK(pmd, "pmd", NULL, 0, 1);
 HOOK(pmd_mprotect, "pmd", NULL, 0, 1);
 HOOK(pmd_migrate, "pmd", NULL, 0, 1);
-HOOK(pmd_numa, "pmd", NULL, 0, 1);
+HOOK(pmd_numa, "pmd", NULL, 0, 8);
 HOOK(huge, "huge", NULL, 0, 1);
 HOOK(split, "split", NULL, 0, 1);
 HOOK(zap, "zap", "split", 200000, 20);

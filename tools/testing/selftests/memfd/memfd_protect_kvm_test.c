@@ -563,7 +563,6 @@ TEST_F(machine, running)
  */
 #define HUGE_GPA	0x40000000
 #define HUGE_SIZE	0x200000UL
-#define SHMEM_HUGE	"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 static long huge_entries(void)
 {
@@ -604,10 +603,10 @@ TEST_F(machine, huge_page)
 	size_t page = 50, first = (HUGE_GPA - MEMORY_GPA) / self->page;
 	struct job job = { .self = self };
 	unsigned int through = 0;
-	char before[128], *mode, *map, *end;
+	char before[64], *map;
 	int fd;
 
-	if (!read_file(SHMEM_HUGE, before, sizeof(before)))
+	if (!set_shmem_huge("always", before, sizeof(before)))
 		SKIP(return, "no huge pages of shmem");
 	fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT);
 	ASSERT_EQ(0, ftruncate(fd, HUGE_SIZE));
@@ -615,14 +614,8 @@ TEST_F(machine, huge_page)
 	map = (char *)(((uintptr_t)map + HUGE_SIZE - 1) & -HUGE_SIZE);
 	map = mmap(map, HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
-	write_file(SHMEM_HUGE, "always");
 	memset(map, OLD_BYTE, HUGE_SIZE);
-	mode = strchr(before, '[');
-	end = strchr(before, ']');
-	if (mode && end) {
-		*end = 0;
-		write_file(SHMEM_HUGE, mode + 1);
-	}
+	set_shmem_huge(before, NULL, 0);
 	ASSERT_EQ(0, add_memory(self->vm, 2, HUGE_GPA, map, HUGE_SIZE));
 	ASSERT_EQ(0, store(&job, first, NEW_BYTE));
 	if (!huge_entries())

@@ -239,7 +239,7 @@ static inline long long ptshare_tables(void)
 /* Tables are freed some time after the last mapping has gone */
 static inline bool tables_become(long long nr)
 {
-	uint64_t end = now_ns() + 5000000000ULL;
+	uint64_t end = now_ns() + LONG_MS * 1000000ULL;
 
 	while (ptshare_tables() != nr) {
 		if (now_ns() > end)
