@@ -699,38 +699,56 @@ static double page_us(unsigned int flags, size_t size, bool touch)
 	return best;
 }
 
+/* In one page of 1 GiB, without sharing and with it, and of 64 MiB with it */
+struct page_costs {
+	double plain;
+	double big;
+	double small;
+};
+
+static void keep_shorter(double *best, double us)
+{
+	if (us < *best)
+		*best = us;
+}
+
+/*
+ * The shortest of some in turn, until they are in this proportion: what disturbs one of them
+ * on a busy machine is not there each time.
+ */
+static struct page_costs page_costs(double of_plain, double of_small, bool touch)
+{
+	struct page_costs c = { 1e9, 1e9, 1e9 };
+
+	for (int i = 0; i < 6; i++) {
+		keep_shorter(&c.plain, page_us(0, BIG, touch));
+		keep_shorter(&c.small, page_us(MFD_SHARE_PGTABLES, SMALL, touch));
+		keep_shorter(&c.big, page_us(MFD_SHARE_PGTABLES, BIG, touch));
+		if (c.big <= of_plain * c.plain && c.big <= of_small * c.small)
+			break;
+	}
+	return c;
+}
+
 /* One page of 1 GiB costs what it costs otherwise, nearly, and as in 64 MiB */
 TEST(page_of_a_large_mapping)
 {
-	double plain, small, big, touched;
+	struct page_costs c;
 
 	if (!have_ptshare())
 		SKIP(return, "no shared page tables");
-	plain = page_us(0, BIG, false);
-	small = page_us(MFD_SHARE_PGTABLES, SMALL, false);
-	big = page_us(MFD_SHARE_PGTABLES, BIG, false);
-	TH_LOG("ordinary %.1f us, shared %.1f us, of 64 MiB %.1f us", plain, big,
-	       small);
-	ASSERT_LT(0, plain);
-	EXPECT_LE(big, 3 * plain);
-	EXPECT_LE(big, 2 * small);
+	c = page_costs(3, 2, false);
+	TH_LOG("ordinary %.1f us, shared %.1f us, of 64 MiB %.1f us", c.plain, c.big,
+	       c.small);
+	ASSERT_LT(0, c.plain);
+	EXPECT_LE(c.big, 3 * c.plain);
+	EXPECT_LE(c.big, 2 * c.small);
 
-	plain = page_us(0, BIG, true);
-	small = page_us(MFD_SHARE_PGTABLES, SMALL, true);
-	touched = page_us(MFD_SHARE_PGTABLES, BIG, true);
-	/* On a busy machine the shortest of 40 may be long. */
-	for (int i = 0; i < 5 && touched > 2 * small; i++) {
-		double us = page_us(MFD_SHARE_PGTABLES, SMALL, true);
-
-		if (us < small)
-			small = us;
-		us = page_us(MFD_SHARE_PGTABLES, BIG, true);
-		if (us < touched)
-			touched = us;
-	}
+	c = page_costs(1e9, 2, true);
 	TH_LOG("with accesses: ordinary %.1f us, shared %.1f us, of 64 MiB %.1f us",
-	       plain, touched, small);
-	EXPECT_LE(touched, 2 * small);
+	       c.plain, c.big, c.small);
+	ASSERT_LT(0, c.small);
+	EXPECT_LE(c.big, 2 * c.small);
 	EXPECT_TRUE(tables_become(0));
 }
 
@@ -771,12 +789,14 @@ static double flush_us(unsigned int mappings)
 /* An address space is flushed once, however often it has mapped the page */
 TEST(many_mappings_in_one_process)
 {
-	double few, many;
+	double few = 1e9, many = 1e9;
 
 	if (!have_ptshare())
 		SKIP(return, "no shared page tables");
-	few = flush_us(2);
-	many = flush_us(30000);
+	for (int i = 0; i < 3 && (!i || many > 4 * few); i++) {
+		keep_shorter(&few, flush_us(2));
+		keep_shorter(&many, flush_us(30000));
+	}
 	TH_LOG("2 mappings %.1f us, 30000 mappings %.1f us", few, many);
 	ASSERT_LT(0, few);
 	ASSERT_LT(0, many);
