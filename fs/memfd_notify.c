@@ -185,7 +185,7 @@ static int scan_batches(struct memfd_protect *mp, struct memfd_scan *scan,
 	while (start < end && *total < scan->nr_ranges) {
 		unsigned int want = min_t(u64, size, scan->nr_ranges - *total);
 		int nr = memfd_protect_scan(mp, &start, end - 1, spans, want,
-					    take);
+					    take, *total);
 		u64 told = 0;
 
 		if (nr < 0)

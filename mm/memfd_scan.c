@@ -69,6 +69,7 @@ static int take_run(struct memfd_protect *mp, const struct memfd_span *span,
  * @nr: How many there are.
  * @max: How many there can be.
  * @take: Take them out of the log.
+ * @more: Some were told by the same call before.
  * @over: There are no more, or no room for the next one.
  */
 struct scan {
@@ -78,6 +79,7 @@ struct scan {
 	unsigned int nr;
 	unsigned int max;
 	bool take;
+	bool more;
 	bool over;
 };
 
@@ -189,16 +191,16 @@ static int scan_locked(struct memfd_protect *mp, void *arg,
 		scan->over = true;
 		return 0;
 	}
+	if (!scan_leaf(mp, scan, run.first)) {
+		/* If memory runs out, what was found once is found again. */
+		err = scan->take ? take_run(mp, &run, pool) : 0;
+		if (err)
+			return err;
+		scan_add(scan, run.first, run.last);
+		scan->next = run.last + 1;
+	}
 	if (scan->take)
 		memfd_waiters_scanned(&mp->waiters);
-	if (scan_leaf(mp, scan, run.first))
-		return 0;
-	/* If memory runs out, what was found once is found again. */
-	err = scan->take ? take_run(mp, &run, pool) : 0;
-	if (err)
-		return err;
-	scan_add(scan, run.first, run.last);
-	scan->next = run.last + 1;
 	return 0;
 }
 
@@ -210,24 +212,27 @@ static void log_shrunk(struct memfd_protect *mp)
 }
 
 /*
- * What was found before memory ran out is worth returning. Then it goes on with what
- * was not looked at; otherwise the page behind the last run has been.
+ * Who scans takes an array that is not full for the end of the log. So memory may be missing for
+ * the first run that is taken, but not for those that follow, of which there are not many more.
+ * When it returns the page behind the last run has been looked at, too.
  */
 static int scan_log(struct memfd_protect *mp, struct scan *scan)
 {
 	int err = 0;
 
 	while (!err && !scan->over && scan->next <= scan->last) {
+		bool must = scan->take && (scan->nr || scan->more);
+
 		err = memfd_state_change(mp, scan->next, scan->last,
-					 TASK_KILLABLE, scan_locked, scan);
+					 must ? TASK_UNINTERRUPTIBLE : TASK_KILLABLE,
+					 scan_locked, scan);
 		cond_resched();
 	}
 	if (!scan->nr)
 		return err;
 	if (scan->take)
 		log_shrunk(mp);
-	if (!err)
-		scan->next = scan->spans[scan->nr - 1].last + 2;
+	scan->next = scan->spans[scan->nr - 1].last + 2;
 	return scan->nr;
 }
 
@@ -291,6 +296,7 @@ void memfd_protect_unscan(struct memfd_protect *mp, struct memfd_span *spans,
  * @spans: Out: the ranges, merged and ascending.
  * @nr: Elements of @spans.
  * @take: Take them out of the log and protect them again.
+ * @more: Whether the same system call has taken some before: then it does not fail.
  *
  * A write that is not in this scan will be in the next. Both the dirty mark and
  * the data of a system call belong to one side of the scan, because both hold
@@ -301,7 +307,8 @@ void memfd_protect_unscan(struct memfd_protect *mp, struct memfd_span *spans,
  * Return: The number of ranges, or -EINTR, -ENOMEM with nothing taken.
  */
 int memfd_protect_scan(struct memfd_protect *mp, pgoff_t *start, pgoff_t last,
-		       struct memfd_span *spans, unsigned int nr, bool take)
+		       struct memfd_span *spans, unsigned int nr, bool take,
+		       bool more)
 {
 	struct scan scan = {
 		.next = *start,
@@ -309,6 +316,7 @@ int memfd_protect_scan(struct memfd_protect *mp, pgoff_t *start, pgoff_t last,
 		.spans = spans,
 		.max = nr,
 		.take = take,
+		.more = more,
 	};
 	struct inode *inode = mp->inode;
 	int n, err = 0;

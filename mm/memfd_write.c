@@ -81,12 +81,10 @@ static loff_t write_end(struct inode *inode, loff_t pos, loff_t len)
 	return end;
 }
 
-/* The pages of that write; false if there are none. */
+/* The pages of a write that ends there; false if seals let through none. */
 static bool write_pages(struct memfd_writer *writer, struct inode *inode,
-			loff_t pos, loff_t len)
+			loff_t pos, loff_t end)
 {
-	loff_t end = write_end(inode, pos, len);
-
 	if (SHMEM_I(inode)->seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
 		return false;
 	if (end <= pos)
@@ -125,7 +123,7 @@ static int write_check(struct memfd_protect *mp, struct kiocb *iocb,
 		if (!clip_to_seals(inode, iocb->ki_pos, from))
 			return -EPERM;
 		if (!write_pages(&writer, inode, iocb->ki_pos,
-				 iov_iter_count(from)))
+				 iocb->ki_pos + iov_iter_count(from)))
 			return 0;
 		if (iocb->ki_flags & (IOCB_NOWAIT | IOCB_MEMFD_NOWAIT))
 			return memfd_state_verdict(mp, &writer, true);
@@ -257,6 +255,19 @@ int __memfd_protect_grow(struct inode *inode, loff_t size)
 }
 
 /*
+ * Where they end of a write in pieces, at most: under F_SEAL_GROW each that is in the file is
+ * written, however large it is.
+ */
+static loff_t pieces_end(struct inode *inode, loff_t pos, loff_t len)
+{
+	loff_t end = pos + min(len, LLONG_MAX - pos);
+
+	if (SHMEM_I(inode)->seals & F_SEAL_GROW)
+		end = min(end, i_size_read(inode));
+	return end;
+}
+
+/*
  * splice and its kin write in pieces. Each piece asks by itself, but all of it is
  * to wait, or fail, before the first is written.
  */
@@ -269,7 +280,7 @@ static int call_check_pieces(struct inode *inode, loff_t pos, loff_t len)
 	if (down_write_killable(&inode->i_rwsem))
 		return -EINTR;
 	do {
-		if (!write_pages(&writer, inode, pos, len))
+		if (!write_pages(&writer, inode, pos, pieces_end(inode, pos, len)))
 			break;
 		err = call_check(mp, inode, &writer, false);
 	} while (err == -EAGAIN);
@@ -294,7 +305,7 @@ static void clip_to_unprotected(struct inode *inode, loff_t pos, size_t *len)
 	/* What is in flight may not stay. */
 	if (down_read_killable(&inode->i_rwsem))
 		return;
-	if (!write_pages(&writer, inode, pos, *len))
+	if (!write_pages(&writer, inode, pos, pieces_end(inode, pos, *len)))
 		goto unlock;
 	first = writer.first;
 	last = writer.last;

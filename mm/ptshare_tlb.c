@@ -28,6 +28,7 @@
  * do not run: arch_tlbbatch_flush() tells all of them to forget all.
  */
 
+#include <linux/local_lock.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
@@ -39,8 +40,18 @@
 #include "ptshare.h"
 #include "ptshare_debug.h"
 
-/* Too large for the stack on large machines. */
-static DEFINE_PER_CPU(struct arch_tlbflush_unmap_batch, flush_batch);
+/*
+ * Too large for the stack on large machines. Not with preemption off: an IOMMU that is
+ * told takes locks, which sleep with PREEMPT_RT.
+ */
+struct flush_cpu {
+	local_lock_t lock;
+	struct arch_tlbflush_unmap_batch batch;
+};
+
+static DEFINE_PER_CPU(struct flush_cpu, flush_cpu) = {
+	.lock = INIT_LOCAL_LOCK(lock),
+};
 
 /**
  * ptshare_host_range() - the part of the file that addresses of the host map
@@ -167,7 +178,8 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 	i_mmap_assert_locked(ps->mapping);
 	ptshare_host_range(start, end, &first, &last);
 
-	batch = get_cpu_ptr(&flush_batch);
+	local_lock(&flush_cpu.lock);
+	batch = this_cpu_ptr(&flush_cpu.batch);
 	list_for_each_entry(guest, &ps->mms, mms) {
 		if (!may_map(guest, first, last))
 			continue;
@@ -186,7 +198,7 @@ void ptshare_flush_tlb(struct mm_struct *host, unsigned long start,
 		flush_one(one, first, last, false);
 	if (memfd_tlbbatch_pending(batch))
 		arch_tlbbatch_flush(batch);
-	put_cpu_ptr(&flush_batch);
+	local_unlock(&flush_cpu.lock);
 	if (trace_ptshare_flush_enabled())
 		trace_flush(ps, first, last, false);
 }

@@ -39,7 +39,8 @@ int memfd_protect_by_handler(struct memfd_protect *mp,
 			     const struct memfd_protect_range *range);
 int memfd_protect_resolve(struct memfd_protect *mp, u64 cookie, bool allow);
 int memfd_protect_scan(struct memfd_protect *mp, pgoff_t *start, pgoff_t last,
-		       struct memfd_span *spans, unsigned int nr, bool take);
+		       struct memfd_span *spans, unsigned int nr, bool take,
+		       bool more);
 void memfd_protect_unscan(struct memfd_protect *mp, struct memfd_span *spans,
 			  unsigned int nr);
 void memfd_protect_scanned(struct memfd_protect *mp,

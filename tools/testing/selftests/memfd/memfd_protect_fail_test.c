@@ -910,6 +910,66 @@ TEST(scan_much)
 	EXPECT_TRUE(fail_each(&take, &w));
 }
 
+/*
+ * A scan that ends amid a run, for which the kernel needs memory, when it has taken another run:
+ * an array that is not full says that there is nothing more.
+ */
+#define CUT_START	512
+#define CUT_TAKEN	100
+#define CUT_END		1024
+
+static bool set_up_cut(void *arg)
+{
+	struct world *w = arg;
+
+	if (!set_up(w))
+		return false;
+	w->map[0] = NEW_BYTE;
+	for (size_t i = CUT_START; i < CUT_END; i++)
+		w->map[i * page_size()] = NEW_BYTE;
+	return true;
+}
+
+static long run_cut(void *arg)
+{
+	uint64_t end = (CUT_START + CUT_TAKEN) * page_size(), stop;
+	struct memfd_range ranges[4];
+	struct world *w = arg;
+	int nr;
+
+	nr = scan_range(w->nfd, 0, end, ranges, ARRAY_SIZE(ranges), MEMFD_SCAN_REPROTECT,
+			&stop);
+	if (nr < 0)
+		return nr;
+	return nr == 2 && stop == end && ranges[1].length == CUT_TAKEN * page_size() ?
+	       0 : -EPROTO;
+}
+
+static bool rest_is_there(void *arg)
+{
+	struct memfd_range ranges[4];
+	struct world *w = arg;
+
+	return scan_range(w->nfd, 0, 0, ranges, ARRAY_SIZE(ranges), MEMFD_SCAN_REPROTECT,
+			  NULL) == 1 &&
+	       ranges[0].offset == (CUT_START + CUT_TAKEN) * page_size() &&
+	       ranges[0].length == (CUT_END - CUT_START - CUT_TAKEN) * page_size();
+}
+
+TEST(scan_of_a_part)
+{
+	static const struct fail_case cut = {
+		.name = "scan of a part", .set_up = set_up_cut, .run = run_cut,
+		.done = rest_is_there, .state = print_log, .tear_down = tear_down,
+	};
+	struct world w = {
+		.before = { { 0, TO_END, MEMFD_PROTECT_ASYNC } },
+		.size = 3 * CUT_START * page_size(),
+	};
+
+	EXPECT_TRUE(fail_each(&cut, &w));
+}
+
 /* Part 4: what is done to pages that are protected */
 
 static long run_advise(void *arg)

@@ -710,6 +710,21 @@ TEST_F(file, refused_growth_from_what_is_not_there)
 	}
 }
 
+/* All of a write in pieces is refused before the first is written, also where the last would be */
+TEST_F(file, refused_growth_in_pieces)
+{
+	size_t size = 1UL << 20;
+	struct op op = { .len = 2 * size };
+
+	op.fd = sys_memfd_create(MFD_CLOEXEC | MFD_ALLOW_PROTECT | MFD_ALLOW_SEALING);
+	ASSERT_EQ(0, ftruncate(op.fd, size));
+	ASSERT_EQ(0, protect_pages(op.fd, 100, 1, MEMFD_PROTECT_DENY));
+	ASSERT_EQ(0, add_seals(op.fd, F_SEAL_GROW));
+	EXPECT_EQ(-EPERM, op_sendfile(&op));
+	EXPECT_TRUE(file_filled_with(op.fd, 0, size / self->page, 0));
+	close(op.fd);
+}
+
 /* A seal that comes while a writer waits has its say when the writer goes on */
 TEST_F(file, sealed_while_waiting)
 {
