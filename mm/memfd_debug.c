@@ -59,6 +59,7 @@ static const char * const delay_names[MEMFD_DELAY_NR] = {
 	[MEMFD_DELAY_REMOTE] = "remote",
 	[MEMFD_DELAY_ENQUEUE] = "enqueue",
 	[MEMFD_DELAY_SPLIT] = "split",
+	[MEMFD_DELAY_WALK] = "walk",
 };
 
 /**

@@ -92,6 +92,7 @@ enum memfd_debug_hook {
  * @MEMFD_DELAY_REMOTE: Between a remote access's page and its copy.
  * @MEMFD_DELAY_ENQUEUE: Between a writer's question and its event.
  * @MEMFD_DELAY_SPLIT: Between the beginning of the walk and that of a huge entry's end.
+ * @MEMFD_DELAY_WALK: Between what a scan takes and its walk.
  * @MEMFD_DELAY_NR: Their number.
  */
 enum memfd_debug_delay {
@@ -101,6 +102,7 @@ enum memfd_debug_delay {
 	MEMFD_DELAY_REMOTE,
 	MEMFD_DELAY_ENQUEUE,
 	MEMFD_DELAY_SPLIT,
+	MEMFD_DELAY_WALK,
 	MEMFD_DELAY_NR,
 };
 

@@ -407,11 +407,23 @@ int memfd_pin_settle(struct memfd_protect *mp, pgoff_t first, pgoff_t last,
  * Those who hold pages
  */
 
+static struct memfd_writer remote_writer(pgoff_t index)
+{
+	return (struct memfd_writer) {
+		.first = index,
+		.last = index,
+		.type = MEMFD_EVENT_FAULT,
+		.flags = MEMFD_EVENT_F_KERNEL,
+	};
+}
+
 bool __memfd_protect_access_begin(struct vm_area_struct *vma,
 				  unsigned long addr, struct page *page)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vma);
 	struct folio *folio = page_folio(page);
+	struct memfd_writer writer;
+	enum memfd_mode mode;
 
 	if (!memfd_hook(REMOTE)) {
 		memfd_delay(REMOTE);
@@ -421,13 +433,21 @@ bool __memfd_protect_access_begin(struct vm_area_struct *vma,
 		return false;
 	/* memfd_protect() stores the mode before it looks for pins. */
 	mark_pinned(mp, folio);
-	if (memfd_mode_at(mp, linear_page_index(vma, addr)) == MEMFD_MODE_NONE) {
+	mode = memfd_mode_at(mp, linear_page_index(vma, addr));
+	if (mode == MEMFD_MODE_NONE) {
 		memfd_delay(REMOTE);
 		return true;
 	}
 	unpin_user_page(page);
-	/* Until the walk has been here GUP would find it writable still. */
+	/*
+	 * Until the walk has been here GUP would find it writable still. That of a scan may take
+	 * long; who logs the write need not wait for it.
+	 */
 	memfd_flight_wait(mp);
+	if (mode == MEMFD_MODE_ASYNC) {
+		writer = remote_writer(linear_page_index(vma, addr));
+		memfd_state_verdict(mp, &writer, true);
+	}
 	return false;
 }
 
@@ -455,12 +475,7 @@ static struct memfd_protect *get_page_protect(struct page *page, pgoff_t *index)
 /* Whether a page that was got for writing may still be written. */
 static bool got_page(struct memfd_protect *mp, struct page *page, pgoff_t index)
 {
-	struct memfd_writer writer = {
-		.first = index,
-		.last = index,
-		.type = MEMFD_EVENT_FAULT,
-		.flags = MEMFD_EVENT_F_KERNEL,
-	};
+	struct memfd_writer writer = remote_writer(index);
 
 	WRITE_ONCE(mp->got_pages, true);
 	/* memfd_protect() stores modes before it looks for references. */

@@ -25,6 +25,7 @@
 #include <trace/events/memfd_protect.h>
 #include <uapi/linux/memfd_protect.h>
 
+#include "memfd_debug.h"
 #include "memfd_protect.h"
 
 /* Makes pages ASYNC again that are NONE because they were logged. */
@@ -288,6 +289,22 @@ void memfd_protect_unscan(struct memfd_protect *mp, struct memfd_span *spans,
 	}
 }
 
+static int let_go(struct memfd_protect *mp, void *arg,
+		  struct memfd_ranges_pool *pool)
+{
+	return memfd_state_unprotect(mp, arg, BIT(MEMFD_MODE_ASYNC), pool);
+}
+
+/* The walk has not come to its end: entries may let write what is in the log again. */
+static void unscan_unwalked(struct memfd_protect *mp, struct memfd_span *spans,
+			    unsigned int nr)
+{
+	memfd_protect_unscan(mp, spans, nr);
+	for (; nr--; spans++)
+		memfd_state_change(mp, spans->first, spans->last,
+				   TASK_UNINTERRUPTIBLE, let_go, spans);
+}
+
 /**
  * memfd_protect_scan() - ranges that have been written
  * @mp: Protection of the file, with the reference of its event fd.
@@ -329,10 +346,11 @@ int memfd_protect_scan(struct memfd_protect *mp, pgoff_t *start, pgoff_t last,
 	*start = scan.next;
 	if (!take)
 		return n;
+	memfd_delay(WALK);
 	if (n > 0)
 		err = memfd_walk_protect(inode->i_mapping, spans, n);
 	if (err)
-		memfd_protect_unscan(mp, spans, n);
+		unscan_unwalked(mp, spans, n);
 	else if (n > 0)
 		keep_all_pinned(mp, spans, n);
 	inode_unlock(inode);

@@ -666,12 +666,14 @@ static void host_init_file(struct ptshare *ps)
  * with most small files. It saves looking for more, through all of a VMA, and
  * several times.
  */
-static void free_first_pmds(struct mm_struct *mm)
+static void free_first_pmds(struct ptshare *ps, struct mm_struct *mm)
 {
 	unsigned long bytes = 0;
 	enum ptshare_class class;
 	struct mmu_gather tlb;
 
+	/* Who looks for a page of the file still finds the VMAs. */
+	i_mmap_assert_write_locked(ps->mapping);
 	for (class = 0; class < PTSHARE_CLASSES; class++) {
 		pmd_t *pmd = ptshare_find_pmd(mm, PTSHARE_BASE(class));
 
@@ -698,7 +700,9 @@ static void host_end(struct ptshare *ps, struct mm_struct *mm)
 {
 	/* Nobody is left to be flushed; it is torn down without i_mmap_rwsem. */
 	WRITE_ONCE(mm->ptshare, NULL);
-	free_first_pmds(mm);
+	i_mmap_lock_write(ps->mapping);
+	free_first_pmds(ps, mm);
+	i_mmap_unlock_write(ps->mapping);
 	mmput(mm);
 	WARN_ON_ONCE(file_count(&ps->file) != 1);
 }

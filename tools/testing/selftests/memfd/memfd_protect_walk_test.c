@@ -195,6 +195,96 @@ TEST_F(file, ranges_times_mappings)
 	EXPECT_GT(5 * (many_ranges + many_vmas), both);
 }
 
+/*
+ * A scan whose walk is yet to come: who writes by /proc/PID/mem finds entries that are writable,
+ * and pages that are logged no more.
+ */
+#define WALK_US		2000000
+#define BLOCK_PAGES	512
+
+static long op_take(void *arg)
+{
+	return take(arg);
+}
+
+/* Of the parent, whose page tables have the entries */
+static long op_poke(void *arg)
+{
+	char path[32], byte = NEW_BYTE;
+	long ret;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", getppid());
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	ret = neg_errno(pwrite(fd, &byte, 1, (uintptr_t)arg));
+	close(fd);
+	return ret;
+}
+
+/* Writes a page in each page table, and begins a scan that sleeps before its walk */
+static bool scan_begins(FIXTURE_DATA(file) *self, char *map, struct writer *scanner)
+{
+	for (size_t page = 0; page < NR_PAGES; page += BLOCK_PAGES)
+		map[page * self->page] = OLD_BYTE;
+	if (!debug_set("delay_us", "walk", WALK_US) ||
+	    !writer_start(scanner, -1, op_take, self) || !writer_blocks(scanner))
+		return false;
+	/* What it takes is taken at once; then it sleeps */
+	return debug_set("delay_us", "walk", 0);
+}
+
+/* How many pages the next scan has, the written one being the last of them */
+static int pages_until(FIXTURE_DATA(file) *self, size_t page)
+{
+	int nr = take(self);
+
+	return nr > 0 && self->ranges[nr - 1].offset == page * self->page ? nr : -1;
+}
+
+TEST_F(file, remote_write_before_the_walk)
+{
+	char *map = map_pages(self->fd, 0, NR_PAGES);
+	size_t page = NR_PAGES - BLOCK_PAGES;
+	struct writer scanner, writer;
+
+	ASSERT_NE(NULL, map);
+	if (!debug_set("delay_us", "walk", 0))
+		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+	ASSERT_TRUE(scan_begins(self, map, &scanner));
+	ASSERT_TRUE(writer_start(&writer, self->nfd, op_poke,
+				 map + page * self->page));
+	EXPECT_TRUE(writer_finishes(&writer));
+	EXPECT_FALSE(scanner.out->done);
+	EXPECT_EQ(1, writer.out->ret);
+	EXPECT_TRUE(writer_finishes(&scanner));
+	EXPECT_EQ(NR_PAGES / BLOCK_PAGES, scanner.out->ret);
+	EXPECT_EQ(1, pages_until(self, page));
+	writer_free(&writer);
+	writer_free(&scanner);
+}
+
+/* ... and never comes, because who scans is killed: all is as if he had not begun */
+TEST_F(file, remote_write_after_a_killed_scan)
+{
+	char *map = map_pages(self->fd, 0, NR_PAGES);
+	size_t page = NR_PAGES - BLOCK_PAGES;
+	struct writer scanner, writer;
+
+	ASSERT_NE(NULL, map);
+	if (!debug_set("delay_us", "walk", 0))
+		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
+	ASSERT_TRUE(scan_begins(self, map, &scanner));
+	writer_kill(&scanner);
+	ASSERT_TRUE(writer_start(&writer, self->nfd, op_poke,
+				 map + page * self->page));
+	EXPECT_TRUE(writer_finishes(&writer));
+	EXPECT_EQ(1, writer.out->ret);
+	EXPECT_EQ(NEW_BYTE, map[page * self->page]);
+	EXPECT_EQ(NR_PAGES / BLOCK_PAGES, pages_until(self, page));
+	writer_free(&writer);
+	writer_free(&scanner);
+}
+
 int main(int argc, char **argv)
 {
 	need_memfd_protect();
