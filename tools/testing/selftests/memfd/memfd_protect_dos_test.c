@@ -790,7 +790,7 @@ static enum thread_result passes_if(bool ok)
 	return ok ? THREAD_PASSES : THREAD_WAITS;
 }
 
-static enum thread_result reclaim(struct target *t)
+static enum thread_result run_reclaim(struct target *t)
 {
 	if (!group_make("max"))
 		return THREAD_MISSING;
@@ -802,7 +802,7 @@ static enum thread_result reclaim(struct target *t)
 #define THP	"/sys/kernel/mm/transparent_hugepage/"
 
 /* It looks at the mapping, again and again */
-static enum thread_result khugepaged(struct target *t)
+static enum thread_result run_khugepaged(struct target *t)
 {
 	char before[64];
 	bool ok;
@@ -820,7 +820,7 @@ static enum thread_result khugepaged(struct target *t)
 #define KSM	"/sys/kernel/mm/ksm/"
 
 /* It looks at private copies of some pages, beside those that are protected */
-static enum thread_result ksmd(struct target *t)
+static enum thread_result run_ksmd(struct target *t)
 {
 	char *map;
 	bool ok;
@@ -838,21 +838,21 @@ static enum thread_result ksmd(struct target *t)
 	return passes_if(ok);
 }
 
-static enum thread_result compaction(struct target *t)
+static enum thread_result run_compaction(struct target *t)
 {
 	if (access("/proc/sys/vm/compact_memory", W_OK))
 		return THREAD_MISSING;
 	return passes_if(write_file("/proc/sys/vm/compact_memory", "1"));
 }
 
-static enum thread_result writeback(struct target *t)
+static enum thread_result run_writeback(struct target *t)
 {
 	sync();
 	return passes_if(write_file("/proc/sys/vm/drop_caches", "3"));
 }
 
 /* Its thread does not wait for a request: others are carried out meanwhile */
-static enum thread_result sqpoll(struct target *t)
+static enum thread_result run_sqpoll(struct target *t)
 {
 	struct __kernel_timespec limit = { .tv_sec = LONG_MS / 1000 };
 	static const char byte = NEW_BYTE;
@@ -887,7 +887,7 @@ FIXTURE_VARIANT(kernel_thread) {
 };
 
 #define KERNEL_THREAD(_name) \
-FIXTURE_VARIANT_ADD(kernel_thread, _name) { .run = _name }
+FIXTURE_VARIANT_ADD(kernel_thread, _name) { .run = run_##_name }
 
 KERNEL_THREAD(compaction);
 KERNEL_THREAD(writeback);
