@@ -638,11 +638,39 @@ static void hold_loop(struct held *h, uint64_t end)
 		hold_round(h);
 }
 
-/* True if links were made in every part, or huge entries in half of them */
+/* Cutting off everything is too rare to be asked for one by one */
+static bool truncated(void)
+{
+	unsigned long done = 0;
+
+	for (int i = 0; i < NR_PATHS; i++)
+		if (paths[i].kind == PATH_TRUNCATE)
+			done += shared->done[i];
+	return done;
+}
+
+/* Whether all has been done that is to be done */
+static bool exercised(void)
+{
+	bool all = truncated();
+
+	for (int i = 0; i < NR_PATHS; i++)
+		all &= shared->missing[i] || shared->done[i] ||
+		       paths[i].kind == PATH_TRUNCATE ||
+		       (paths[i].flags & (PATH_SLOW | PATH_EXIT));
+	for (int i = 0; i < NR_COUNTS; i++)
+		all &= i == C_HOLD_BUSY || i == C_GONE || shared->counts[i];
+	return all;
+}
+
+/*
+ * True if links were made in every part, or huge entries in half of them. On a slow machine a
+ * part takes up to three times as long for that, and then all of it for what is rare.
+ */
 static bool hold_in_parts(struct held *h, unsigned int seconds)
 {
 	const char *event = share ? "ptshare_link" : huge ? "thp_file_mapped" : NULL;
-	uint64_t part = seconds * 1000000000ULL / PARTS;
+	uint64_t part = seconds * 1000000000ULL / PARTS, end;
 	unsigned int powerful = 0, needed = share ? PARTS : huge ? PARTS / 2 : 0;
 	long long before = 0, made;
 
@@ -652,10 +680,14 @@ static bool hold_in_parts(struct held *h, unsigned int seconds)
 		hold_loop(h, now_ns() + part);
 		if (!event)
 			continue;
+		for (end = now_ns() + 2 * part; vmstat(event) == before && now_ns() < end; )
+			hold_round(h);
 		made = vmstat(event) - before;
 		ksft_print_msg("part %u: %lld %s\n", i + 1, made, event);
 		powerful += made > 0;
 	}
+	for (end = now_ns() + 2 * PARTS * part; !exercised() && !unprotected && now_ns() < end; )
+		hold_round(h);
 	return powerful >= needed;
 }
 
@@ -899,21 +931,8 @@ static unsigned long swapped_pages(void)
 	return line ? strtoul(line + 9, NULL, 10) : 0;
 }
 
-/* Cutting off everything is too rare to be asked for one by one */
-static bool truncated(void)
-{
-	unsigned long done = 0;
-
-	for (int i = 0; i < NR_PATHS; i++)
-		if (paths[i].kind == PATH_TRUNCATE)
-			done += shared->done[i];
-	return done;
-}
-
 static bool report(unsigned long swapped)
 {
-	bool all = truncated();
-
 	for (int i = 0; i < NR_COUNTS; i++)
 		ksft_print_msg("%-24s %10lu\n", count_names[i],
 			       shared->counts[i]);
@@ -927,14 +946,8 @@ static bool report(unsigned long swapped)
 			       shared->tried[i], shared->done[i],
 			       shared->caught[i],
 			       shared->missing[i] ? " (not here)" : "");
-		if (!shared->missing[i] && !shared->done[i] &&
-		    paths[i].kind != PATH_TRUNCATE)
-			all = false;
 	}
-	for (int i = 0; i < NR_COUNTS; i++)
-		if (i != C_HOLD_BUSY && i != C_GONE && !shared->counts[i])
-			all = false;
-	return all || unprotected;
+	return exercised() || unprotected;
 }
 
 struct options {
