@@ -794,6 +794,7 @@ TEST(get_features)
 	static const struct fail_case c = {
 		.name = "MEMFD_NOTIFY_FEATURES", .set_up = set_up, .run = run_features,
 		.state = print_state, .tear_down = tear_down,
+		.allocates = FAIL_NEVER,	/* put_user() is not made to fail */
 	};
 	struct world w = { .before = { { 0, TO_END, MEMFD_PROTECT_WAIT } } };
 
