@@ -201,6 +201,7 @@ TEST_F(file, ranges_times_mappings)
  */
 #define WALK_US		2000000
 #define BLOCK_PAGES	512
+#define LAST_BLOCK	(NR_PAGES - BLOCK_PAGES)
 
 static long op_take(void *arg)
 {
@@ -221,44 +222,49 @@ static long op_poke(void *arg)
 	return ret;
 }
 
-/* Writes a page in each page table, and begins a scan that sleeps before its walk */
-static bool scan_begins(FIXTURE_DATA(file) *self, char *map, struct writer *scanner)
+/*
+ * Writes a page in each page table, and begins a scan that sleeps before its walk. Returns where
+ * the last of the pages is mapped, or NULL.
+ */
+static char *scan_begins(FIXTURE_DATA(file) *self, struct writer *scanner)
 {
+	char *map = map_pages(self->fd, 0, NR_PAGES);
+
+	if (!map)
+		return NULL;
 	for (size_t page = 0; page < NR_PAGES; page += BLOCK_PAGES)
 		map[page * self->page] = OLD_BYTE;
 	if (!debug_set("delay_us", "walk", WALK_US) ||
 	    !writer_start(scanner, -1, op_take, self) || !writer_blocks(scanner))
-		return false;
+		return NULL;
 	/* What it takes is taken at once; then it sleeps */
-	return debug_set("delay_us", "walk", 0);
+	return debug_set("delay_us", "walk", 0) ? map + LAST_BLOCK * self->page : NULL;
 }
 
 /* How many pages the next scan has, the written one being the last of them */
-static int pages_until(FIXTURE_DATA(file) *self, size_t page)
+static int pages_until_last(FIXTURE_DATA(file) *self)
 {
 	int nr = take(self);
 
-	return nr > 0 && self->ranges[nr - 1].offset == page * self->page ? nr : -1;
+	return nr > 0 && self->ranges[nr - 1].offset == LAST_BLOCK * self->page ? nr : -1;
 }
 
 TEST_F(file, remote_write_before_the_walk)
 {
-	char *map = map_pages(self->fd, 0, NR_PAGES);
-	size_t page = NR_PAGES - BLOCK_PAGES;
 	struct writer scanner, writer;
+	char *at;
 
-	ASSERT_NE(NULL, map);
 	if (!debug_set("delay_us", "walk", 0))
 		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
-	ASSERT_TRUE(scan_begins(self, map, &scanner));
-	ASSERT_TRUE(writer_start(&writer, self->nfd, op_poke,
-				 map + page * self->page));
+	at = scan_begins(self, &scanner);
+	ASSERT_NE(NULL, at);
+	ASSERT_TRUE(writer_start(&writer, self->nfd, op_poke, at));
 	EXPECT_TRUE(writer_finishes(&writer));
 	EXPECT_FALSE(scanner.out->done);
 	EXPECT_EQ(1, writer.out->ret);
 	EXPECT_TRUE(writer_finishes(&scanner));
 	EXPECT_EQ(NR_PAGES / BLOCK_PAGES, scanner.out->ret);
-	EXPECT_EQ(1, pages_until(self, page));
+	EXPECT_EQ(1, pages_until_last(self));
 	writer_free(&writer);
 	writer_free(&scanner);
 }
@@ -266,21 +272,19 @@ TEST_F(file, remote_write_before_the_walk)
 /* ... and never comes, because who scans is killed: all is as if he had not begun */
 TEST_F(file, remote_write_after_a_killed_scan)
 {
-	char *map = map_pages(self->fd, 0, NR_PAGES);
-	size_t page = NR_PAGES - BLOCK_PAGES;
 	struct writer scanner, writer;
+	char *at;
 
-	ASSERT_NE(NULL, map);
 	if (!debug_set("delay_us", "walk", 0))
 		SKIP(return, "no CONFIG_MEMFD_PROTECT_DEBUG");
-	ASSERT_TRUE(scan_begins(self, map, &scanner));
+	at = scan_begins(self, &scanner);
+	ASSERT_NE(NULL, at);
 	writer_kill(&scanner);
-	ASSERT_TRUE(writer_start(&writer, self->nfd, op_poke,
-				 map + page * self->page));
+	ASSERT_TRUE(writer_start(&writer, self->nfd, op_poke, at));
 	EXPECT_TRUE(writer_finishes(&writer));
 	EXPECT_EQ(1, writer.out->ret);
-	EXPECT_EQ(NEW_BYTE, map[page * self->page]);
-	EXPECT_EQ(NR_PAGES / BLOCK_PAGES, pages_until(self, page));
+	EXPECT_EQ(NEW_BYTE, *at);
+	EXPECT_EQ(NR_PAGES / BLOCK_PAGES, pages_until_last(self));
 	writer_free(&writer);
 	writer_free(&scanner);
 }
