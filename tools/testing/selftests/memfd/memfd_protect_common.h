@@ -184,13 +184,13 @@ static inline uint64_t now_ns(void)
 
 /*
  * Page faults of this process so far. What the caller has counted are not those of the
- * program's own text, which depend on where the linker has put what.
+ * program's own text, nor of the stack below him: they depend on what has been put where.
  */
 static inline long faults(void)
 {
 	extern char __executable_start[], etext[];
 	char *text = (char *)((uintptr_t)__executable_start & -page_size());
-	struct rusage usage;
+	struct rusage usage = { 0 };
 
 	madvise(text, etext - text, MADV_POPULATE_READ);
 	getrusage(RUSAGE_SELF, &usage);

@@ -176,7 +176,9 @@ FIXTURE_TEARDOWN(part)
 /* It was undone: whole GiBs again, and nothing else left */
 #define EXPECT_WHOLE_AGAIN(self, kb) do { \
 	EXPECT_ALL_RIGHT(self); \
-	EXPECT_EQ(kb, table_kb(getpid())); \
+	EXPECT_EQ(kb, table_kb(getpid())) { \
+		print_maps(); \
+	} \
 } while (0)
 
 TEST_F(part, read_only)
