@@ -389,6 +389,13 @@ static inline bool writer_reap(struct writer *w, unsigned int timeout_ms)
 	return true;
 }
 
+/* It stops itself. What it does next comes after kill(SIGCONT). */
+static inline bool writer_stops(struct writer *w)
+{
+	return waitpid(w->pid, &w->status, WUNTRACED) == w->pid &&
+	       WIFSTOPPED(w->status);
+}
+
 /* The operation came to its end, by return or by signal */
 static inline bool writer_finishes(struct writer *w)
 {
@@ -437,23 +444,27 @@ static inline long die_with_mutex(void *arg)
 {
 	pthread_mutex_lock(arg);
 	/* The page is protected meanwhile */
-	sleep_ms(300);
+	raise(SIGSTOP);
 	syscall(SYS_exit_group, 0);
 	return 0;
 }
 
 /*
- * Makes a mutex and a process that ends as its owner. The mutex is at the start of
- * the page, which is in mode WAIT by then.
+ * Makes a mutex and a process that owns it, and is stopped. The mutex is at the start of
+ * the page, which is in mode WAIT then. When the process goes on it ends.
  */
+static inline bool owner_stops(struct writer *w, int fd, int nfd, size_t page,
+			       pthread_mutex_t *mutex)
+{
+	make_robust(mutex);
+	return writer_start(w, nfd, die_with_mutex, mutex) && writer_stops(w) &&
+	       !protect_pages(fd, page, 1, MEMFD_PROTECT_WAIT);
+}
+
 static inline bool owner_ends(struct writer *w, int fd, int nfd, size_t page,
 			      pthread_mutex_t *mutex)
 {
-	make_robust(mutex);
-	if (!writer_start(w, nfd, die_with_mutex, mutex))
-		return false;
-	sleep_ms(100);
-	return !protect_pages(fd, page, 1, MEMFD_PROTECT_WAIT);
+	return owner_stops(w, fd, nfd, page, mutex) && !kill(w->pid, SIGCONT);
 }
 
 /* The state letter in /proc/PID/stat; 0 if there is no such thread */

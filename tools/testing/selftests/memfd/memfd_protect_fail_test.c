@@ -142,11 +142,7 @@ static long map_and_sleep(void *arg)
 
 static bool start_mapper(struct world *w, struct writer *mapper)
 {
-	int status;
-
-	return writer_start(mapper, w->nfd, map_and_sleep, w) &&
-	       waitpid(mapper->pid, &status, WUNTRACED) == mapper->pid &&
-	       WIFSTOPPED(status);
+	return writer_start(mapper, w->nfd, map_and_sleep, w) && writer_stops(mapper);
 }
 
 static void *map_aligned(int fd, size_t size)

@@ -826,7 +826,10 @@ static void *watch_store(void *arg)
 	while (!a->stop) {
 		memset(&a->out, 0, sizeof(a->out));
 		run_guarded(store_far, a, &a->out);
-		a->turns += !!a->out.sig;
+		if (a->out.sig)
+			a->turns++;
+		else
+			a->stored++;
 		usleep(200);
 	}
 	return NULL;
@@ -838,6 +841,17 @@ static void *protect_all(void *arg)
 
 	a->out.ret = protect_pages(a->scene->fd, 0, 0, MEMFD_PROTECT_DENY);
 	return NULL;
+}
+
+/* A whole store has gone through: what came of those before has been counted */
+static bool stores_again(const struct actor *watcher)
+{
+	uint64_t end = now_ns() + LONG_MS * 1000000ULL;
+	unsigned long stored = watcher->stored;
+
+	while (watcher->stored < stored + 2 && now_ns() < end)
+		usleep(1000);
+	return watcher->stored >= stored + 2;
 }
 
 /* The pin comes when it has been looked for, and before the walk */
@@ -873,8 +887,8 @@ static void scenario_flight(struct scene *s)
 		if (protector.out.ret)
 			continue;
 		/* The pin was too late */
-		unprotect_pages(s->fd, 0, 0);
-		usleep(5000);
+		if (unprotect_pages(s->fd, 0, 0) || !stores_again(&watcher))
+			break;
 		rightly = watcher.turns;
 	}
 	actor_stop(&watcher);
