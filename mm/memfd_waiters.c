@@ -206,12 +206,15 @@ static bool leaver_less(struct rb_node *a, const struct rb_node *b)
 	       rb_entry(b, struct memfd_pending, by_leaver)->leaver;
 }
 
+/* Whoever is told of its end by a pidfd is told so here too, even if nobody has reaped it. */
 static bool leaver_died(const struct memfd_pending *event)
 {
+	struct task_struct *task;
 	bool died;
 
 	rcu_read_lock();
-	died = !pid_task(event->leaver, PIDTYPE_PID);
+	task = pid_task(event->leaver, PIDTYPE_PID);
+	died = !task || READ_ONCE(task->exit_state);
 	rcu_read_unlock();
 	return died;
 }
