@@ -47,17 +47,15 @@
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
-#include <linux/sizes.h>
+#include <linux/userfaultfd_k.h>
 
 #include "internal.h"
+#include "memfd_around.h"
 #include "memfd_debug.h"
 #include "memfd_protect.h"
 #include "memfd_split.h"
 
 #include <trace/events/memfd_protect.h>
-
-/* The default of fault-around, which is read faults' counterpart. */
-#define WP_AROUND_BYTES	max_t(unsigned long, SZ_64K, PAGE_SIZE)
 
 /*
  * The question under the page table lock. What came before that lock was taken,
@@ -347,6 +345,22 @@ static vm_fault_t fault_on_protected(struct vm_fault *vmf,
 	return fault_ask(vmf, mp, &question) ?: fault_obey(vmf, mp, &question);
 }
 
+/* Whether somebody else wants to be told of the first write to each page. */
+static bool others_told(const struct vm_area_struct *vma)
+{
+	return !pte_write(pfn_pte(0, vma->vm_page_prot));
+}
+
+/* A fault that may write maps its neighbours too, if it is more than a question. */
+static void fault_map_around(struct vm_fault *vmf)
+{
+	struct vm_area_struct *vma = vmf->vma;
+
+	if (vmf->pmd && !(vma->vm_flags & VM_LOCKED) && !userfaultfd_armed(vma) &&
+	    !others_told(vma) && memfd_has_neighbours(vma, vmf->pmd, vmf->address))
+		memfd_map_neighbours(vma, vmf->pmd, vmf->address);
+}
+
 vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 {
 	struct memfd_protect *mp = memfd_protect_of_vma(vmf->vma);
@@ -358,6 +372,7 @@ vm_fault_t __memfd_protect_fault(struct vm_fault *vmf)
 		return may_write ? 0 : VM_FAULT_NOPAGE;
 	if (!may_write)
 		return fault_on_protected(vmf, mp);
+	fault_map_around(vmf);
 	memfd_delay(FAULT);
 	return 0;
 }
@@ -453,8 +468,8 @@ static void wp_fault_around(struct vm_fault *vmf, struct memfd_protect *mp)
 	pgoff_t index, behind, last;
 	pte_t *pte;
 
-	start = ALIGN_DOWN(vmf->address, WP_AROUND_BYTES);
-	end = min(start + WP_AROUND_BYTES, vma->vm_end);
+	start = ALIGN_DOWN(vmf->address, MEMFD_AROUND_BYTES);
+	end = min(start + MEMFD_AROUND_BYTES, vma->vm_end);
 	start = max(start, vma->vm_start);
 	pte = vmf->pte - ((vmf->address - start) >> PAGE_SHIFT);
 	index = linear_page_index(vma, start);
@@ -497,8 +512,7 @@ static vm_fault_t wp_unprotected(struct vm_fault *vmf, struct memfd_protect *mp,
 {
 	vm_fault_t ret;
 
-	/* Whoever else wants to be told of writes is to be told. */
-	if (!pte_write(pfn_pte(0, vmf->vma->vm_page_prot)))
+	if (others_told(vmf->vma))
 		return 0;
 	if (memfd_huge_wanted(vmf)) {
 		pte_unmap_unlock(vmf->pte, vmf->ptl);
@@ -626,8 +640,7 @@ vm_fault_t __memfd_protect_wp_pmd(struct vm_fault *vmf)
 	unsigned long addr = vmf->address & HPAGE_PMD_MASK;
 	vm_fault_t ret;
 
-	/* Whoever else wants to be told of writes is to be told. */
-	if (!pte_write(pfn_pte(0, vma->vm_page_prot)) || memfd_pmd_uffd(vmf->orig_pmd))
+	if (others_told(vma) || memfd_pmd_uffd(vmf->orig_pmd))
 		return VM_FAULT_FALLBACK;
 	ret = memfd_protect_fault(vmf);
 	if (ret || memfd_huge_allow(vma, vmf->pmd, addr))

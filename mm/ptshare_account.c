@@ -24,6 +24,7 @@
 #include <linux/pgtable.h>
 #include <linux/seq_file.h>
 
+#include "memfd_around.h"
 #include "ptshare.h"
 #include "ptshare_debug.h"
 
@@ -32,12 +33,12 @@
 
 /*
  * What a fault makes, if not of a large folio: one entry for a store, an aligned group
- * by fault-around for a read. Looked at are as many again beside them: if some of those
- * appear, there may be more.
+ * by fault-around for a read, and for a store that maps as a read does. Looked at are as many
+ * again beside them: if some of those appear, there may be more.
  */
 static unsigned int most_entries(unsigned int flags)
 {
-	return flags & FAULT_FLAG_WRITE ? 1 : 16;
+	return flags & FAULT_FLAG_WRITE ? 1 : MEMFD_AROUND_PAGES;
 }
 
 /* How many entries are present of @size, around one of them. */

@@ -28,6 +28,7 @@
 #include <asm/tlbflush.h>
 
 #include "internal.h"
+#include "memfd_around.h"
 #include "ptshare.h"
 #include "ptshare_debug.h"
 
@@ -82,21 +83,18 @@ static bool writers_have(struct ptshare *ps, unsigned long offset)
 static void map_what_writers_have(struct ptshare *ps, struct vm_area_struct *vma,
 				  pmd_t *pmd, unsigned long addr)
 {
-	pgoff_t pgoff = linear_page_index(vma, addr);
-	pgoff_t first = ALIGN_DOWN(pgoff, PTRS_PER_PTE);
-	struct vm_fault vmf = {
-		.vma = vma,
-		.address = addr & PAGE_MASK,
-		.real_address = addr,
-		.pgoff = pgoff,
-		.pmd = pmd,
-	};
+	unsigned long start = ALIGN_DOWN(addr, PMD_SIZE);
 
-	if (!writers_have(ps, addr - vma->vm_start))
-		return;
-	rcu_read_lock();
-	vma->vm_ops->map_pages(&vmf, first, first + PTRS_PER_PTE - 1);
-	rcu_read_unlock();
+	if (writers_have(ps, addr - vma->vm_start))
+		memfd_map_resident(vma, pmd, start, start + PMD_SIZE);
+}
+
+/* Whether a store is to a page that is not mapped, and maps its neighbours. */
+static bool maps_around(struct vm_area_struct *vma, struct vm_area_struct *host_vma,
+			pmd_t *pmd, unsigned long addr, unsigned int flags)
+{
+	return (flags & FAULT_FLAG_WRITE) && !(vma->vm_flags & VM_LOCKONFAULT) &&
+	       !host_allows(pmd, addr, 0) && memfd_has_neighbours(host_vma, pmd, addr);
 }
 
 /*
@@ -182,9 +180,9 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 	struct vm_area_struct *host_vma;
 	struct ptshare_place place;
 	unsigned long host_addr;
-	unsigned int before;
+	unsigned int before, adds;
 	vm_fault_t ret = 0;
-	bool linked, allowed, asks;
+	bool linked, allowed, asks, around;
 	pmd_t *host_pmd;
 
 	if (ptshare_make_host(ps, vma))
@@ -222,11 +220,15 @@ static vm_fault_t guest_fault(struct vm_area_struct *vma, unsigned long address,
 			ptshare_push_down(host_vma, host_pmd, host_addr);
 		if (!place.pmd)
 			ptshare_huge_again(host_vma, host_pmd, host_addr);
-		before = ptshare_group_pages(host_pmd, host_addr, flags);
+		around = asks && maps_around(vma, host_vma, host_pmd, host_addr, flags);
+		adds = around ? flags & ~FAULT_FLAG_WRITE : flags;
+		before = ptshare_group_pages(host_pmd, host_addr, adds);
+		if (around)
+			memfd_map_neighbours(host_vma, host_pmd, host_addr);
 		ret = host_fault(host_vma, host_addr, flags, fault);
 		if (ret & VM_FAULT_ERROR)
 			return ret;
-		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, flags,
+		ptshare_count_fault(vma->vm_mm, host_pmd, host_addr, adds,
 				    before, linked);
 		ptshare_delay(LINK);
 		/* What has become of it by now is for the next fault, but to ask. */

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Nothing gets stuck, lost or leaked: what pins may do to memfd_protect(), what
- * memfd_protect() may do to bystanders, and what the log and an answer survive.
+ * memfd_protect() may do to bystanders, and what the log and an answer survive. Also
+ * what a first store maps.
  */
 #include "memfd_protect_common.h"
 
@@ -908,6 +909,21 @@ static long store_with_timer(void *arg)
 	return *ticks;
 }
 
+static void stop_here(int sig __attribute__((unused)))
+{
+	raise(SIGSTOP);
+}
+
+/* Stops in the handler of a signal that called it away from its store */
+static long leave_by_signal(void *arg)
+{
+	struct sigaction act = { .sa_handler = stop_here };
+
+	sigaction(SIGALRM, &act, NULL);
+	*(volatile char *)arg = NEW_BYTE;
+	return 0;
+}
+
 /* A handler that needs ten times as long as its writer stays */
 static void slow_handler(struct __test_metadata *_metadata,
 			 FIXTURE_DATA(file) *self, uint32_t action)
@@ -956,18 +972,23 @@ TEST_F(file, slow_handler_denies_late)
 	EXPECT_TRUE(debug_set("delay_us", "enqueue", 0));
 }
 
-/* An answer for writers that have died meanwhile is none */
+/* An answer for writers that have died meanwhile is none, if nobody has reaped them either */
 TEST_F(file, called_away_and_dead)
 {
 	struct memfd_event ev;
+	siginfo_t info;
 	struct writer w;
 
+	*ticks = 0;
 	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
-	ASSERT_TRUE(writer_start(&w, self->nfd, store_with_timer,
+	ASSERT_TRUE(writer_start(&w, self->nfd, leave_by_signal,
 				 self->map + 5 * self->page));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
-	sleep_ms(20);
-	writer_kill(&w);
+	ASSERT_EQ(0, kill(w.pid, SIGALRM));
+	ASSERT_TRUE(writer_stops(&w));
+	ASSERT_EQ(1, fdinfo_value(self->fd, "pending:"));
+	ASSERT_EQ(0, kill(w.pid, SIGKILL));
+	ASSERT_EQ(0, waitid(P_PID, w.pid, &info, WEXITED | WNOWAIT));
 	EXPECT_EQ(-ENOENT, resolve(self->nfd, ev.cookie, MEMFD_RESOLVE_ALLOW));
 	EXPECT_EQ(0, fdinfo_value(self->fd, "pending:"));
 	writer_free(&w);
@@ -1217,7 +1238,7 @@ TEST_F(file, robust_mutex_kernel)
 	/* Killed with the mutex: goes through */
 	pthread_mutex_consistent(mutex);
 	pthread_mutex_unlock(mutex);
-	ASSERT_TRUE(owner_ends(&w, self->fd, self->nfd, 5, mutex));
+	ASSERT_TRUE(owner_stops(&w, self->fd, self->nfd, 5, mutex));
 	kill(w.pid, SIGKILL);
 	EXPECT_TRUE(writer_reap(&w, LONG_MS));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
@@ -1275,7 +1296,7 @@ static void *exit_by_word(void *word)
 {
 	syscall(SYS_set_tid_address, word);
 	/* The page is protected meanwhile */
-	sleep_ms(300);
+	raise(SIGSTOP);
 	syscall(SYS_exit, 0);
 	return NULL;
 }
@@ -1310,8 +1331,9 @@ TEST_F(file, exit_wait_while_frozen)
 	ASSERT_TRUE(enter_cgroup(CGROUP_COLD));
 	ASSERT_TRUE(writer_start(&w, self->nfd, thread_ends, (void *)word));
 	ASSERT_TRUE(enter_cgroup(CGROUP_ROOT));
-	sleep_ms(100);
+	ASSERT_TRUE(writer_stops(&w));
 	ASSERT_EQ(0, protect_pages(self->fd, 5, 1, MEMFD_PROTECT_WAIT));
+	ASSERT_EQ(0, kill(w.pid, SIGCONT));
 	ASSERT_TRUE(read_event(self->nfd, &ev));
 	EXPECT_EQ(MEMFD_EVENT_F_KERNEL | MEMFD_EVENT_F_WAITING, ev.flags);
 	ASSERT_TRUE(write_file(CGROUP_COLD "/cgroup.freeze", "1"));
@@ -1395,7 +1417,7 @@ TEST(fdinfo_beside_writers)
 	nfd = sys_memfd_notify(fd, 0);
 	ASSERT_LE(0, nfd);
 	/* The best of some of each, by turns: whoever else runs is not to decide it. */
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i < 12 && (i < 4 || with <= without * 7 / 10); i++) {
 		unsigned long stores;
 
 		stores = stores_beside(_metadata, fd, map, nr, nfd, burn);
@@ -1483,6 +1505,171 @@ TEST(memory_of_others)
 	munmap(tight.map, tight.nr * page_size());
 	close(tight.fd);
 	rmdir(CGROUP_TIGHT);
+}
+
+/* Part 9: what a first store maps */
+
+#define AROUND_PAGES	512UL
+
+/* Maps a file anew, in as few page tables as possible */
+static char *map_anew(int fd)
+{
+	size_t len = AROUND_PAGES * page_size();
+	char *area = mmap(NULL, 2 * len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *map = (char *)(((uintptr_t)area + len - 1) & -len);
+
+	return area == MAP_FAILED ? area :
+	       mmap(map, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+}
+
+/* Faults of stores to pages, in ascending order */
+static long faults_of_stores(char *map, size_t first, size_t behind)
+{
+	long before = faults();
+
+	for (; first < behind; first++)
+		*(volatile char *)(map + first * page_size()) = NEW_BYTE;
+	return faults() - before;
+}
+
+/* A file that has all its pages */
+static int resident_file(void)
+{
+	int fd = sys_memfd_create(MFD_ALLOW_PROTECT);
+	char byte = OLD_BYTE;
+
+	if (fd < 0 || ftruncate(fd, AROUND_PAGES * page_size()))
+		return -1;
+	for (size_t i = 0; i < AROUND_PAGES; i++)
+		if (pwrite(fd, &byte, 1, i * page_size()) != 1)
+			return -1;
+	return fd;
+}
+
+/* What is there and not protected is mapped around; what is protected stays so */
+TEST(first_store_maps_around)
+{
+	const size_t page = page_size(), denied = 20, logged = 41;
+	struct memfd_range range[2];
+	int fd = resident_file(), nfd;
+	struct outcome out;
+	long taken;
+	char *map;
+
+	if (page != 4096)
+		SKIP(return, "64 KiB are not 16 pages");
+	ASSERT_LE(0, fd);
+	nfd = sys_memfd_notify(fd, 0);
+	ASSERT_EQ(0, protect_pages(fd, denied, 1, MEMFD_PROTECT_DENY));
+	ASSERT_EQ(0, protect_pages(fd, logged, 1, MEMFD_PROTECT_ASYNC));
+	map = map_anew(fd);
+	ASSERT_NE(MAP_FAILED, map);
+	taken = faults_of_stores(map, 0, denied) +
+		faults_of_stores(map, denied + 1, logged) +
+		faults_of_stores(map, logged + 1, AROUND_PAGES);
+	TH_LOG("%ld faults", taken);
+	/* One for each 16, and where there is no page table yet, and what is looked at */
+	EXPECT_GE((long)AROUND_PAGES / 16 + 4, taken);
+
+	run_guarded(op_store, map + denied * page, &out);
+	EXPECT_EQ(SIGBUS, out.sig);
+	EXPECT_EQ(OLD_BYTE, map[denied * page]);
+	EXPECT_EQ(0, scan_range(nfd, 0, 0, range, 2, 0, NULL));
+	map[logged * page] = NEW_BYTE;
+	EXPECT_EQ(1, scan_range(nfd, 0, 0, range, 2, 0, NULL));
+	EXPECT_EQ(logged * page, range[0].offset);
+	EXPECT_EQ(page, range[0].length);
+	for (size_t i = 0; i < AROUND_PAGES; i++)
+		EXPECT_EQ(i == denied ? OLD_BYTE : NEW_BYTE, map[i * page]);
+	/* What was mapped around is as protected as all, when it is */
+	ASSERT_EQ(0, protect_pages(fd, 0, 0, MEMFD_PROTECT_DENY));
+	for (size_t i = 0; i < AROUND_PAGES; i += 7) {
+		run_guarded(op_store, map + i * page, &out);
+		EXPECT_EQ(SIGBUS, out.sig);
+	}
+	munmap(map, AROUND_PAGES * page);
+	close(nfd);
+	close(fd);
+}
+
+static uint64_t modified_ns(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) ? 0 : st.st_mtim.tv_sec * 1000000000ULL + st.st_mtim.tv_nsec;
+}
+
+/* The file's time tells of the store, whether there is a page table or not */
+TEST(first_store_is_told)
+{
+	const size_t page = page_size();
+	int fd = resident_file();
+	uint64_t before;
+	char *map;
+
+	ASSERT_LE(0, fd);
+	map = map_anew(fd);
+	ASSERT_NE(MAP_FAILED, map);
+	/* There is a page table from now on */
+	map[0] = NEW_BYTE;
+	for (size_t i = 100; i < AROUND_PAGES; i += 100) {
+		before = modified_ns(fd);
+		sleep_ms(20);
+		map[i * page] = NEW_BYTE;
+		EXPECT_LT(before, modified_ns(fd));
+	}
+	munmap(map, AROUND_PAGES * page);
+	close(fd);
+}
+
+/*
+ * Who wants each page mapped by itself has that: MLOCK_ONFAULT, userfaultfd and
+ * soft-dirty bits
+ */
+TEST(first_store_maps_one)
+{
+	const size_t len = AROUND_PAGES * page_size();
+	int fd, uffd;
+	char *map;
+
+	set_shmem_huge("never", NULL, 0);
+	fd = resident_file();
+	map = map_anew(fd);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, mlock2(map, len, MLOCK_ONFAULT));
+	EXPECT_LE((long)AROUND_PAGES, faults_of_stores(map, 0, AROUND_PAGES));
+	munmap(map, len);
+
+	map = map_anew(fd);
+	ASSERT_NE(MAP_FAILED, map);
+	uffd = uffd_open(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED |
+			 UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+	if (uffd >= 0) {
+		ASSERT_EQ(0, uffd_register(uffd, map, len, UFFDIO_REGISTER_MODE_WP));
+		EXPECT_LE((long)AROUND_PAGES, faults_of_stores(map, 0, AROUND_PAGES));
+		close(uffd);
+	}
+	munmap(map, len);
+
+	/* Once, not twice */
+	map = map_anew(fd);
+	ASSERT_NE(MAP_FAILED, map);
+	if (write_file("/proc/self/clear_refs", "4")) {
+		long taken = faults_of_stores(map, 0, AROUND_PAGES);
+
+		EXPECT_LE((long)AROUND_PAGES, taken);
+		EXPECT_GE((long)AROUND_PAGES + 4, taken);
+	}
+	munmap(map, len);
+
+	/* Holes: there is nothing to be mapped */
+	ASSERT_EQ(0, ftruncate(fd, 0));
+	ASSERT_EQ(0, ftruncate(fd, len));
+	map = map_anew(fd);
+	ASSERT_NE(MAP_FAILED, map);
+	EXPECT_LE((long)AROUND_PAGES, faults_of_stores(map, 0, AROUND_PAGES));
+	munmap(map, len);
+	close(fd);
 }
 
 int main(int argc, char **argv)

@@ -575,14 +575,6 @@ TEST(own_tables_under_a_walker)
 	EXPECT_TRUE(tables_become(0));
 }
 
-static long peer_faults_of_fill(void *data)
-{
-	long before = faults();
-
-	peer_fill(data);
-	return faults() - before;
-}
-
 /* Who is merged with a mapping whose soft-dirty bits are tracked is tracked too */
 TEST_F(block, merged_with_tracked)
 {
@@ -658,6 +650,41 @@ TEST(reader_after_writer)
 	EXPECT_EQ(0, load64(readers + TABLE_SIZE));
 	EXPECT_EQ(page_mark(SEED, 0), load64(readers));
 	munmap(readers, JOIN_SIZE);
+	munmap(map, JOIN_SIZE);
+	close(fd);
+	EXPECT_TRUE(tables_become(0));
+}
+
+/* Stores to pages that are there: a fault for each 64 KiB, and none for the second process */
+TEST(writer_of_what_is_there)
+{
+	const size_t tables = JOIN_SIZE / TABLE_SIZE;
+	int fd = share_file(tables, 0);
+	struct peer peer;
+	long long before;
+	char byte = 1;
+	char *map;
+
+	if (!have_ptshare())
+		SKIP(return, "no shared page tables");
+	if (page_size() != 4096)
+		SKIP(return, "64 KiB are not 16 pages");
+	ASSERT_LE(0, fd);
+	for (size_t i = 0; i < JOIN_PAGES; i++)
+		ASSERT_EQ(1, pwrite(fd, &byte, 1, i * page_size()));
+	ASSERT_TRUE(peer_start_mapped(&peer, fd, 0, JOIN_SIZE, PROT_RW));
+	peer.arg->seed = SEED;
+	map = map_file(fd, 0, JOIN_SIZE, PROT_RW);
+	ASSERT_NE(MAP_FAILED, map);
+	before = faults();
+	fill_pages(map, 0, JOIN_PAGES, SEED);
+	EXPECT_GE((long long)(JOIN_PAGES / 16 + tables), faults() - before);
+	EXPECT_GE((long)tables, peer_call(&peer, peer_faults_of_fill));
+	EXPECT_EQ(0, wrong_pages(map, 0, JOIN_PAGES, SEED));
+	EXPECT_EQ(JOIN_SIZE >> 10, shared_kb(map, JOIN_SIZE));
+	/* All that is mapped is counted */
+	EXPECT_EQ((long long)JOIN_SIZE >> 10, pid_field(getpid(), "status", "VmPtshare"));
+	peer_kill(&peer);
 	munmap(map, JOIN_SIZE);
 	close(fd);
 	EXPECT_TRUE(tables_become(0));

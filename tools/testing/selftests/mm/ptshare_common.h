@@ -537,6 +537,14 @@ static inline long peer_fill(void *data)
 	return 0;
 }
 
+static inline long peer_faults_of_fill(void *data)
+{
+	long before = faults();
+
+	peer_fill(data);
+	return faults() - before;
+}
+
 static inline long peer_check(void *data)
 {
 	struct peer_arg *arg = data;

@@ -187,6 +187,22 @@ TEST_F(huge, one_fault)
 	EXPECT_TRUE(tables_become(self->tables));
 }
 
+/* Also where there is a page table, because somebody links to that: it maps all of a folio */
+TEST_F(huge, one_fault_in_a_table)
+{
+	struct peer small;
+
+	for (size_t i = NR_HUGE; i < 2 * NR_HUGE; i++)
+		for (size_t page = 0; page < TABLE_PAGES; page++)
+			ASSERT_EQ(1, pwrite(self->fd, "x", 1,
+					    i * TABLE_SIZE + page * page_size()));
+	ASSERT_TRUE(peer_start_mapped(&small, self->fd, USED, USED, PROT_RW));
+	small.arg->seed = SEED;
+	EXPECT_GE((long)NR_HUGE, peer_call(&small, peer_faults_of_fill));
+	EXPECT_TRUE(peer_exit(&small));
+	ASSERT_EQ(0, fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, USED, USED));
+}
+
 /* Who reads only has entries of his own class */
 TEST_F(huge, readers)
 {
