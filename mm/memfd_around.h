@@ -28,14 +28,18 @@
 static inline bool memfd_has_neighbours(struct vm_area_struct *vma, pmd_t *pmd,
 					unsigned long addr)
 {
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	pgoff_t index = linear_page_index(vma, addr);
 	pmd_t table = pmdp_get_lockless(pmd);
 	struct folio *folio;
 	bool small;
 
 	if (!pmd_present(table) || pmd_leaf(table))
 		return false;
-	folio = filemap_get_folio(vma->vm_file->f_mapping,
-				  linear_page_index(vma, addr));
+	/* Most often there is a hole: without looking for what else it could be. */
+	if (!xa_load(&mapping->i_pages, index))
+		return false;
+	folio = filemap_get_folio(mapping, index);
 	if (IS_ERR(folio))
 		return false;
 	small = !folio_test_large(folio);
