@@ -1592,19 +1592,12 @@ TEST(first_store_maps_around)
 	close(fd);
 }
 
-static uint64_t modified_ns(int fd)
-{
-	struct stat st;
-
-	return fstat(fd, &st) ? 0 : st.st_mtim.tv_sec * 1000000000ULL + st.st_mtim.tv_nsec;
-}
-
 /* The file's time tells of the store, whether there is a page table or not */
 TEST(first_store_is_told)
 {
 	const size_t page = page_size();
 	int fd = resident_file();
-	uint64_t before;
+	long long before;
 	char *map;
 
 	ASSERT_LE(0, fd);
@@ -1614,6 +1607,7 @@ TEST(first_store_is_told)
 	map[0] = NEW_BYTE;
 	for (size_t i = 100; i < AROUND_PAGES; i += 100) {
 		before = modified_ns(fd);
+		ASSERT_LE(0, before);
 		sleep_ms(20);
 		map[i * page] = NEW_BYTE;
 		EXPECT_LT(before, modified_ns(fd));

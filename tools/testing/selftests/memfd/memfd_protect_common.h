@@ -197,6 +197,14 @@ static inline long faults(void)
 	return usage.ru_minflt + usage.ru_majflt;
 }
 
+/* When a file was last changed; -1 if that cannot be found out */
+static inline long long modified_ns(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) ? -1 : st.st_mtim.tv_sec * 1000000000LL + st.st_mtim.tv_nsec;
+}
+
 static inline void sleep_ms(unsigned int ms)
 {
 	struct timespec ts = { ms / 1000, (ms % 1000) * 1000000L };

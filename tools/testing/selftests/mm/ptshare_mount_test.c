@@ -592,13 +592,6 @@ TEST_F(mount, readers)
 	close(fd);
 }
 
-static long long modified_ns(int fd)
-{
-	struct stat st;
-
-	return fstat(fd, &st) ? -1 : st.st_mtim.tv_sec * 1000000000LL + st.st_mtim.tv_nsec;
-}
-
 /* Stores change the time of the file as they do on any other: into holes, and to what is there */
 TEST_F(mount, modification_time)
 {
